@@ -1,0 +1,55 @@
+# One command each. All of it runs in $(VENV), made on first use and filled from the
+# pins in constraints.txt; nothing is installed again until those or pyproject.toml change.
+
+VENV ?= .venv
+# The pins are made on Python 3.11, so that one first.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+# Two busy processes, each with a thread pool of its own, get in each other's way.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check lint types imports format
+# Two pips in one environment do not get along.
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    fit one program three ways and compare the fits"
+	@echo "make test    run the tests (PYTEST_ARGS='-k name' selects)"
+	@echo "make check   lint, types and imports"
+	@echo "make format  format the code and sort its imports"
+
+demo: $(VENV)/.installed-examples
+	$(BIN)/python examples/diabetes.py
+
+test: $(VENV)/.installed-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+check: lint types imports
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "probsl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stem is an extra of pyproject.toml.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing probsl and its $* into $(VENV); the first time takes minutes."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@

@@ -1,0 +1,378 @@
+"""A descent under way: where it stands, how it came there, and what end it came to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probsl.engine.curvature import Landscape, curvature_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["Descent", "Minimum", "Outcome", "Settling", "Verdict"]
+
+# Further than this on a log scale, e^20 = 5e8, and a density has left what data show.
+FAR = 20.0
+# A step of this share of a coordinate's unit, worth nothing, is no rounding.
+LONG = 5e-3
+
+
+class Outcome(Enum):
+    """What kind of end a minimization came to."""
+
+    CONVERGED = "The point is a minimum: no step worth taking is left."
+    MAX_STEPS = "The steps ran out."
+    STALLED = "No further decrease was found, but the point is no smooth minimum."
+    NONFINITE = "The objective or a derivative is not finite at the point."
+    NULL_DIRECTIONS = "The point is a minimum, and so are others on a line through it."
+    RUNAWAY = "There is no minimum: coordinates run off to infinity."
+    INTERRUPTED = "The callback or a keyboard interrupt stopped the search."
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The end of a minimization.
+
+    Attributes
+    ----------
+    x
+        Best point found [d].
+    value
+        Objective there, penalty included.
+    hessian
+        Hessian [d, d] there, without the penalty; None where it was not formed.
+    losses
+        Objective at the start and after each step.
+    steps
+        How many steps were taken.
+    outcome
+        What kind of end it is.
+    coordinates
+        What the outcome is about: the coordinates in the null directions, those that
+        run off, or those whose derivatives are not finite.
+    flattening
+        For RUNAWAY: True where the objective levels off to a finite value, False where
+        it falls without bound.
+    null_space
+        For NULL_DIRECTIONS: an orthonormal basis [d, k] in column-scaled coordinates,
+        that is, of z_i = x_i * sqrt(H_ii).
+    """
+
+    x: Tensor
+    value: float
+    hessian: Tensor | None
+    losses: tuple[float, ...]
+    steps: int
+    outcome: Outcome
+    coordinates: tuple[int, ...] = ()
+    flattening: bool = False
+    null_space: Tensor | None = None
+
+
+class Verdict(NamedTuple):
+    """An outcome and what it is about; see `Minimum`."""
+
+    outcome: Outcome
+    coordinates: tuple[int, ...] = ()
+    flattening: bool = False
+    null_space: NDArray[np.float64] | None = None
+
+
+class Descent:
+    """Where a minimization stands, what it saw there, and how it came.
+
+    Parameters
+    ----------
+    landscape
+        The objective.
+    start
+        Where to begin [d].
+    tolerance, max_steps, callback
+        As in `probsl.engine.minimize.minimize`.
+
+    Attributes
+    ----------
+    x, value, gradient
+        The last accepted point [d], the objective there with its penalty, and the
+        gradient [d] without. Accepted points never rise by more than rounding, so the
+        last one is the best.
+    hessian
+        Hessian [d, d] at ``x``, or None where it was not formed.
+    losses
+        Objective at the start and after each step.
+    unit
+        Distance [d] over which each coordinate mattered at the start.
+    influential
+        Indices of the coordinates that change the objective at all.
+    travel
+        How far each coordinate [d] has come since it last turned back.
+    """
+
+    def __init__(
+        self,
+        landscape: Landscape,
+        start: Tensor,
+        *,
+        tolerance: float | None,
+        max_steps: int,
+        callback: Callable[[int, float, Tensor], bool | None] | None,
+    ) -> None:
+        self.landscape = landscape
+        self.x = start.detach().clone()
+        self.value = math.nan
+        self.gradient = torch.full_like(self.x, math.nan)
+        self.hessian: NDArray[np.float64] | None = None
+        self.losses: list[float] = []
+        self.unit = self.x.abs().clamp(min=1.0)
+        self.influential = np.arange(len(start))
+        self.travel = torch.zeros_like(self.x)
+        self._steady = torch.zeros_like(self.x, dtype=torch.bool)
+        self.precision = torch.finfo(start.dtype).eps
+        # In units of the objective, a mean over rows: far below what data can tell
+        # (2e-12 in float64), far above the rounding error of a decrement.
+        self.tolerance = self.precision**0.75 if tolerance is None else tolerance
+        # The decrement lets a step along a curvature c be sqrt(2 tolerance / c) long.
+        # Where the curvature is weak that is wide; there the step has to be small, too.
+        self.step_tolerance = self.precision**0.25
+        self._rounding, self._heard = 0.0, 0
+        self._max_steps = max_steps
+        self._callback = callback
+
+    @property
+    def spent(self) -> bool:
+        """Whether no step is left."""
+        return len(self.losses) > self._max_steps
+
+    @property
+    def noise(self) -> float:
+        """How large a difference of the objective rounding alone can make."""
+        return max(10 * self.precision * max(1.0, abs(self.value)), self._rounding)
+
+    def begin(self) -> Verdict | None:
+        """Evaluate the start."""
+        self.value, self.gradient = self.landscape.slope(self.x)
+        self.losses.append(self.value)
+        if is_finite(self.value, self.gradient):
+            return None
+        return Verdict(Outcome.NONFINITE, indices(~self.gradient.isfinite()))
+
+    def measure(self, *, exact: bool) -> None:
+        """Find the unit of each coordinate, and those without any influence."""
+        if exact:
+            self.hessian = self.landscape.hessian(self.x)
+            self.unit = self.tensor(
+                curvature_scale(np.diag(self.hessian), array(self.x))
+            )
+        idle = self.gradient == 0
+        if self.hessian is not None:
+            idle &= torch.from_numpy(~self.hessian.any(axis=1)).to(idle.device)
+        if self.landscape.l1 is not None:
+            idle &= self.landscape.l1[1] == 0
+        if not idle.any():
+            return
+        # Flat at the start is not yet without influence: look from elsewhere, too.
+        angles = torch.arange(len(self.x), dtype=self.x.dtype, device=self.x.device)
+        elsewhere = self.x + 0.1 * self.unit * angles.cos()
+        value, gradient = self.landscape.slope(elsewhere)
+        if is_finite(value, gradient):
+            idle &= gradient == 0
+        self.influential = np.flatnonzero((~idle).cpu().numpy())
+
+    def accept(self, x: Tensor, value: float, gradient: Tensor) -> None:
+        """Make a step, and tell the callback."""
+        move, change = x - self.x, gradient - self.gradient
+        onward = move * self.travel >= -0.1 * self.travel**2
+        self.travel = torch.where(onward, self.travel, 0.0) + move
+        same_slope = change.abs() <= 1e-6 * gradient.abs()
+        self._steady = same_slope & (move.abs() > 0.1 * self.travel.abs())
+        self.x, self.value, self.gradient, self.hessian = x, value, gradient, None
+        self.losses.append(value)
+        if self._callback and self._callback(len(self.losses) - 1, value, x.clone()):
+            raise KeyboardInterrupt  # one case: somebody has seen enough
+
+    def listen(self) -> None:
+        """Measure what rounding does to the objective here.
+
+        Differences of large terms, such as two log gamma functions, lose more digits
+        than the size of the objective tells.
+        """
+        if self._heard == len(self.losses):
+            return
+        self._heard = len(self.losses)
+        size = torch.maximum(self.x.abs(), self.unit.clamp(max=1.0))
+        angles = torch.arange(1, len(self.x) + 1, dtype=self.x.dtype).to(self.x)
+        errors = []
+        for turn in range(1, 5):
+            x = self.x + 4 * self.precision * size * (turn * angles).cos()
+            value, _ = self.landscape.slope(x)
+            errors.append(abs(value - self.value - float(self.gradient @ (x - self.x))))
+        if all(map(math.isfinite, errors)):
+            self._rounding = 3 * max(errors)
+
+    def faded(self) -> Verdict | None:
+        """Return RUNAWAY where coordinates that mattered matter no more, far away."""
+        if self.hessian is None:
+            return None
+        travel = self.travel.abs()
+        bend = self.tensor(np.diag(self.hessian)) * travel**2
+        ran = (travel > 3 * self.unit) | (travel > FAR)
+        ran &= bend <= max(self.precision, self._rounding)
+        if not bool(ran.any()):
+            return None
+        return Verdict(Outcome.RUNAWAY, indices(ran), flattening=True)
+
+    def falling(self) -> Verdict | None:
+        """Return RUNAWAY where the objective visibly falls without bound.
+
+        Either a coordinate has run very far down one and the same slope. Or the
+        objective has become a spike, narrower than data can be precise, while a
+        coordinate that is free to move (the log of its width) went on and on.
+        """
+        far = self._steady & self._downhill()
+        far &= self.travel.abs() > self.precision**-0.8
+        if bool(far.any()):
+            return Verdict(Outcome.RUNAWAY, indices(far))
+        if self.hessian is None:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            width = self.tensor(1 / np.sqrt(np.diag(self.hessian)))
+        travel = self.travel.abs()
+        free = ~(width <= 1e-3 * travel)
+        if bool((width < self.precision**0.8 * self.x.abs()).any()):
+            ran = free & (travel > FAR)
+            if bool(ran.any()):
+                return Verdict(Outcome.RUNAWAY, indices(ran))
+        return None
+
+    def at_wall(self) -> Verdict | None:
+        """Return RUNAWAY where a long fall ends only because numbers do."""
+        ran = self._downhill() & (self.travel.abs() > FAR)
+        if self.hessian is not None:
+            bend = self.tensor(np.abs(np.diag(self.hessian)))
+            ran &= bend <= 0.1 * self.gradient.abs()
+        return Verdict(Outcome.RUNAWAY, indices(ran)) if bool(ran.any()) else None
+
+    def _downhill(self) -> Tensor:
+        """Return whether each coordinate [d] still goes on down, and steeply."""
+        steep = self.gradient.abs() > math.sqrt(self.tolerance)
+        return steep & (self.gradient * self.travel < 0)
+
+    def tensor(self, values: NDArray[np.float64]) -> Tensor:
+        """Return an array as a tensor like ``x``."""
+        return torch.tensor(values).to(self.x)  # a copy: a diagonal is read-only
+
+    def minimum(self, verdict: Verdict) -> Minimum:
+        """Return where the walk ended."""
+        null = verdict.null_space
+        return Minimum(
+            x=self.x,
+            value=self.value,
+            hessian=None if self.hessian is None else self.tensor(self.hessian),
+            losses=tuple(self.losses),
+            steps=max(0, len(self.losses) - 1),
+            outcome=verdict.outcome,
+            coordinates=verdict.coordinates,
+            flattening=verdict.flattening,
+            null_space=None if null is None else self.tensor(null),
+        )
+
+
+class Settling:
+    """Tells a minimum from a tail that flattens out, once little is left to gain.
+
+    At both the decrement is below tolerance. Towards a minimum Newton's steps shrink,
+    down to rounding; along a tail they stay as they are, for slope and curvature fade
+    together.
+
+    Parameters
+    ----------
+    descent
+        The walk to judge.
+    needed
+        How many small steps in a row make a minimum.
+    patience
+        How many large steps in a row, worth next to nothing, are let pass.
+    """
+
+    def __init__(self, descent: Descent, *, needed: int, patience: int) -> None:
+        self._descent = descent
+        self._needed = needed
+        self._patience = patience
+        self._small = self._large = 0
+        self._previous = torch.zeros_like(descent.x)
+        self._lasting = torch.zeros_like(descent.x)
+
+    def judge(self, step: Tensor, width: Tensor, decrement: float) -> Verdict | None:
+        """Judge the full step [d] from here.
+
+        Parameters
+        ----------
+        step
+            The step to the bottom of the model.
+        width
+            Distance [d] over which each coordinate matters here.
+        decrement
+            What the step is worth; infinite where the model has no bottom.
+        """
+        relative = self.relative(step, width)
+        lasts = (relative > LONG) & (step.abs() > 0.9 * self._previous)
+        self._previous = step.abs()
+        if math.isfinite(decrement):
+            near = decrement < math.sqrt(self._descent.tolerance)
+            self._lasting = torch.where(lasts & near, self._lasting + 1, 0.0)
+        if not decrement < self._descent.tolerance:
+            self._small = self._large = 0
+            return None
+        if not bool((relative > self._descent.step_tolerance).any()):
+            self._small += 1
+            return Verdict(Outcome.CONVERGED) if self._small >= self._needed else None
+        self._small, self._large = 0, self._large + 1
+        if self._large > self._patience and bool(
+            (self._lasting > self._patience).any()
+        ):
+            return Verdict(Outcome.RUNAWAY, indices(relative > LONG), flattening=True)
+        too_many = self._large > 10 * self._patience
+        return Verdict(Outcome.CONVERGED) if too_many else None
+
+    def tail(self) -> Verdict | None:
+        """Return RUNAWAY if the last steps lasted, until rounding stopped them."""
+        lasted = self._lasting >= min(3, self._patience)
+        if not bool(lasted.any()):
+            return None
+        return Verdict(Outcome.RUNAWAY, indices(lasted), flattening=True)
+
+    def relative(self, step: Tensor, width: Tensor) -> Tensor:
+        """Return a step [d] in units of its coordinates.
+
+        The unit is the one at the start: along a tail that of today grows without bound
+        (and so does the coordinate). Where the start was on a tail itself, that of
+        today is the smaller one. Steps that only rounding makes are small.
+        """
+        descent = self._descent
+        rounding = 100 * descent.precision / descent.step_tolerance * descent.x.abs()
+        return step.abs() / torch.maximum(torch.minimum(descent.unit, width), rounding)
+
+
+def is_finite(value: float, gradient: Tensor) -> bool:
+    """Return whether the objective and all its slopes are numbers."""
+    return math.isfinite(value) and bool(gradient.isfinite().all())
+
+
+def indices(mask: Tensor) -> tuple[int, ...]:
+    """Return the indices at which a mask [d] is true."""
+    return tuple(mask.nonzero().flatten().tolist())
+
+
+def array(tensor: Tensor) -> NDArray[np.float64]:
+    """Return a tensor as a float64 array."""
+    values: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+    return values

@@ -1,0 +1,116 @@
+"""Summing discrete latents out of a log density, by Pyro's contraction."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.packed import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pyro.poutine.messenger import Messenger
+    from torch import Tensor
+
+
+def trace_enumerated(
+    run: Callable[[], Any], handler: Messenger, nesting: int
+) -> poutine.Trace:
+    """Run a program with every annotated discrete latent at all of its values.
+
+    Parameters
+    ----------
+    run
+        Calls the program.
+    handler
+        Gives the continuous latents their values and notes log densities.
+    nesting
+        How many axes on the right are taken by plates and batch shapes.
+
+    Returns
+    -------
+    pyro.poutine.Trace
+        Values of the enumerated sites have extra axes on the left.
+    """
+    # The outermost handler finishes first, so the trace copies its notes.
+    with (
+        handler,
+        poutine.trace() as tracer,
+        poutine.enum(first_available_dim=-1 - nesting),
+    ):
+        run()
+    trace: poutine.Trace = tracer.trace
+    trace.symbolize_dims()
+    return trace
+
+
+def touches_enumerated(density: Tensor, nesting: int) -> bool:
+    """Return whether a site's log density varies with an enumerated latent."""
+    return density.dim() > nesting
+
+
+def sum_out(
+    trace: poutine.Trace,
+    sites: Iterable[Any],
+    *,
+    before: Callable[[Any, Tensor], Tensor] | None = None,
+) -> list[tuple[Tensor, tuple[str, ...]]]:
+    """Sum the enumerated latents out of the product of several sites' densities.
+
+    Parameters
+    ----------
+    trace
+        From `trace_enumerated`.
+    sites
+        Messages of the enumerated sites and of those that depend on them, with
+        their ``unscaled_log_prob``.
+    before
+        Weighs a site's log density before the sum, when weights belong there.
+
+    Returns
+    -------
+    list of (Tensor, tuple of str)
+        Terms that add up to the log density, and the plate behind each axis.
+
+    Raises
+    ------
+    ValueError
+        If the sites carry different `pyro.poutine.scale` factors.
+
+    Notes
+    -----
+    Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
+    """
+    plates = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    scales: dict[Any, str] = {}
+    symbols: set[str] = set()
+    for site in sites:
+        density = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        if before is not None:
+            density = before(site, density)
+        ordinal = frozenset(
+            trace.plate_to_symbol[frame.name]
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        )
+        packed = pack(density, site["infer"]["_dim_to_symbol"])
+        symbols.update(packed._pyro_dims)
+        factors.setdefault(ordinal, []).append(packed)
+        scales.setdefault(site["scale"], site["name"])
+    if len(scales) > 1:
+        raise ValueError(
+            "sites that are summed out together must share one poutine.scale, but "
+            + " and ".join(f"'{n}' has {s}" for s, n in scales.items())
+        )
+    scale = next(iter(scales), 1.0)
+    contracted = contract_tensor_tree(factors, symbols - set(plates))
+    return [
+        (term * scale, tuple(plates[d] for d in term._pyro_dims))
+        for group in contracted.values()
+        for term in group
+    ]

@@ -1,0 +1,465 @@
+"""The whole contract on one page: fit, Fit, Method, Outcome, Posterior, Status."""
+
+from __future__ import annotations
+
+import html
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from probsl.data import gathered
+from probsl.isolation import isolated
+from probsl.predict import deterministics, log_score_rows, predictive
+from probsl.problem import Problem
+from probsl.summary import summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+# Above this many elements a summary has one line per site.
+_SUMMARY_ELEMENTS = 1000
+_SUMMARY_DRAWS = 4096
+_SUMMARY_MEMORY = 20_000_000
+
+
+class Status(Enum):
+    """How a fit ended, and what to do next."""
+
+    CONVERGED = "the optimum was found"
+    MAX_STEPS = (
+        "stopped at max_steps before the optimum; raise max_steps, or go on from here "
+        "with start=fit"
+    )
+    NONFINITE = (
+        "the objective became NaN or infinite; rescale the data, give start= nearer "
+        "to the solution, or a smaller learning rate"
+    )
+    UNIDENTIFIED = (
+        "the data leave a direction free, so the estimates there are arbitrary; drop "
+        "a redundant column or parameter, or keep its prior with MAP or SVI"
+    )
+    UNBOUNDED = (
+        "the objective keeps improving as a parameter runs off, so there is no "
+        "optimum; keep a prior with MAP or SVI, or a prior with less mass there"
+    )
+    BOUNDARY = (
+        "the optimum lies at the edge of a support; Wald standard errors do not hold "
+        "there, so keep a prior that avoids the edge, or use a profile interval"
+    )
+    INTERRUPTED = "interrupted by the user; go on from here with start=fit"
+
+
+class Posterior(Protocol):
+    """Where a fit leaves the latents: a point or a distribution."""
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """Own parameter -> unconstrained value."""
+        ...
+
+    @property
+    def is_point(self) -> bool:
+        """Whether every draw is the same."""
+        ...
+
+    def point(self) -> dict[str, Tensor]:
+        """Return latent site -> one constrained value."""
+        ...
+
+    def draw(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Return latent site -> independent draws ``[count, ...]``."""
+        ...
+
+    def representative_draws(self, count: int) -> dict[str, Tensor]:
+        """Return draws that are evenly spread, for moments and quantiles."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method is told about the run, beside the problem.
+
+    Attributes
+    ----------
+    seed
+        Seed of every random number.
+    batch_size
+        Rows per step; None for all of them.
+    progress
+        Whether to show a progress bar; None shows one on a terminal.
+    callbacks
+        Called as ``callback(step, loss, parameters)`` after every step, with
+        the flat unconstrained vector; a true answer stops the fit.
+    """
+
+    seed: int = 0
+    batch_size: int | None = None
+    progress: bool | None = None
+    callbacks: tuple[Callable[[int, float, Tensor], Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method hands back: where it ended, how, and on what way."""
+
+    posterior: Posterior
+    status: Status
+    sites: tuple[str, ...]
+    losses: Tensor
+    steps: int
+    note: str = ""
+
+
+class Method(Protocol):
+    """A way of fitting: a frozen value that turns a problem into an outcome."""
+
+    def run(self, problem: Problem, run: Run) -> Outcome:
+        """Fit the problem; called inside `probsl.isolation.isolated`."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """The result of a fit, of one shape for every method.
+
+    Attributes
+    ----------
+    problem
+        The program bound to its data.
+    method
+        The method with its options.
+    seed
+        The seed of the run.
+    posterior
+        Where the latents are: a point or a distribution.
+    status
+        How the fit ended.
+    sites
+        The sites or elements that the status is about.
+    losses
+        The objective by step, summed over rows: a negative log density, or a
+        negative evidence lower bound.
+    steps
+        Steps taken.
+    seconds
+        Wall time.
+    note
+        What the method decided by itself, in a sentence.
+    """
+
+    problem: Problem
+    method: Method
+    seed: int
+    posterior: Posterior
+    status: Status
+    sites: tuple[str, ...]
+    losses: Tensor
+    steps: int
+    seconds: float
+    note: str = field(default="", compare=False)
+
+    @property
+    def message(self) -> str:
+        """The status in a sentence that names the sites it is about."""
+        about = f" ({', '.join(self.sites)})" if self.sites else ""
+        return f"{self.status.name}{about}: {self.status.value}"
+
+    def point(self) -> dict[str, Tensor]:
+        """Return one value per site, in constrained space.
+
+        Returns
+        -------
+        dict
+            Site -> tensor: the latents (for a distribution their mean), the
+            program's own parameters, and deterministics that have no entry per
+            row.
+
+        Examples
+        --------
+        >>> import probsl, pyro, pyro.distributions as dist, torch
+        >>> def program(y=None):
+        ...     rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+        ...     with pyro.plate("days", 3):
+        ...         pyro.sample("y", dist.Poisson(rate), obs=y)
+        >>> y = torch.tensor([2.0, 3.0, 1.0])
+        >>> probsl.fit(program, {"y": y}, probsl.MAP()).point()
+        {'rate': tensor(1.6000)}
+        """
+        values = self.posterior.point()
+        completed = self._complete({n: v[None] for n, v in values.items()})
+        return {name: value[0] for name, value in completed.items()}
+
+    def draw(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the posterior; a point repeats itself.
+
+        Parameters
+        ----------
+        n
+            The number of draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        dict
+            Site -> tensor ``[n, ...]`` in constrained space.
+        """
+        _check_positive("n", n)
+        return self._complete(self.posterior.draw(n, seed), n)
+
+    def summary(
+        self, prob: float = 0.95, *, by: Literal["element", "site"] | None = None
+    ) -> pd.DataFrame:
+        """Summarize every parameter.
+
+        Parameters
+        ----------
+        prob
+            Probability of the central interval.
+        by
+            ``"element"``, or ``"site"`` for the mean of each column over a site's
+            elements; None takes sites above 1,000 elements.
+
+        Returns
+        -------
+        DataFrame
+            Index ``w[0]``, columns ``estimate, sd, lower, upper``; the last three
+            are missing for a point, and for the program's own parameters, which are
+            marked ``(own)``.
+        """
+        if by not in (None, "element", "site"):
+            raise ValueError(f"by must be 'element' or 'site', got {by!r}")
+        point = self.point()
+        if by is None:
+            many = sum(v.numel() for v in point.values()) > _SUMMARY_ELEMENTS
+            by = "site" if many else "element"
+        draws: dict[str, Tensor] = {}
+        if not self.posterior.is_point:
+            own = {p.name for p in self.problem.own}
+            elements = max(sum(v.numel() for v in point.values()), 1)
+            count = max(64, min(_SUMMARY_DRAWS, _SUMMARY_MEMORY // elements))
+            spread = self.posterior.representative_draws(count)
+            completed = self._complete(spread, count)
+            draws = {n: v for n, v in completed.items() if n not in own}
+        marks = {p.name: " (own)" for p in self.problem.own}
+        return summarize(point, draws, prob, by_site=by == "site", marks=marks)
+
+    def log_likelihood(self) -> float:
+        """Return the log likelihood of the fitted rows, with their weights, at `point`.
+
+        Discrete latents are summed out; continuous latents are at their values.
+        """
+        problem, posterior = self.problem, self.posterior
+        with isolated(problem.dtype), torch.no_grad():
+            return float(problem.log_likelihood(posterior.point(), posterior.own))
+
+    def predict(
+        self, data: Any, *, draws: int = 1000, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Draw observed sites and deterministics for new inputs.
+
+        Parameters
+        ----------
+        data
+            The new inputs, in any form that `fit` takes; observed arguments in it
+            are ignored, constants may be left out.
+        draws
+            The number of draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        dict
+            Site -> tensor ``[draws, ...]``.
+
+        Raises
+        ------
+        ValueError
+            If an argument is missing, or a group's size differs from the fitted one.
+        """
+        _check_positive("draws", draws)
+        values = self.posterior.draw(draws, seed)
+        return predictive(
+            self.problem, values, self.posterior.own, data, count=draws, seed=seed + 1
+        )
+
+    def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
+        """Add the program's own parameters and deterministics to draws."""
+        own = self.posterior.own
+        with isolated(self.problem.dtype), torch.no_grad():
+            shown = {
+                p.name: p.constrain(own[p.name]).expand(count, *p.shape)
+                for p in self.problem.own
+            }
+        return {**draws, **shown, **deterministics(self.problem, draws, own, count)}
+
+    def __repr__(self) -> str:
+        name = type(self.method).__name__
+        about = f" ({', '.join(self.sites)})" if self.sites else ""
+        count = sum(v.numel() for v in self.posterior.point().values())
+        count += sum(v.numel() for v in self.posterior.own.values())
+        loss = f"{float(self.losses[-1]):.6g}" if len(self.losses) else "unknown"
+        return (
+            f"Fit({name}, {self.status.name}{about}, {count} parameters, "
+            f"{self.problem.size} rows, loss {loss}, {self.steps} steps, "
+            f"{self.seconds:.2f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        table: str = self.summary().to_html(float_format=lambda v: f"{v:.4g}")
+        return f"<p>{html.escape(repr(self))}<br>{html.escape(self.message)}</p>{table}"
+
+
+def fit(
+    program: Callable[..., Any],
+    data: Any,
+    method: Method,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    rows: Sequence[str] | None = None,
+    weights: Any = None,
+    dtype: torch.dtype | None = None,
+    progress: bool | None = None,
+    callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
+) -> Fit:
+    """Fit a Pyro program to data.
+
+    Parameters
+    ----------
+    program
+        Any Pyro callable: a function, a partial, a module. Its observed argument
+        defaults to None, so that it can predict.
+    data
+        A mapping from the program's argument names to torch tensors, numpy arrays,
+        pandas objects or constants; a DataFrame whose columns are named like the
+        arguments; or a `torch.utils.data.DataLoader` of mappings or tuples, which
+        is gathered and fitted in batches of its size.
+    method
+        How: `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or a value of your own
+        with `run`.
+    seed
+        Seed of every random number; the same seed gives the same fit.
+    batch_size
+        Rows per step; None takes them all.
+    rows
+        Names of the arguments with one entry per row, where shapes do not say.
+    weights
+        One weight per row, shape ``[rows]``, not negative: a row of weight 2
+        counts as two rows.
+    dtype
+        Floating type of all computations; None takes that of the program's own
+        parameters, else the widest of the data.
+    progress
+        Whether to show a progress bar; None shows one on a terminal.
+    callbacks
+        Called as ``callback(step, loss, parameters)`` after every step; a true
+        answer stops the fit.
+
+    Returns
+    -------
+    Fit
+        The result; its `status` says how the fit ended. Ctrl-C returns the fit so
+        far.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If data, program or method cannot be fitted; the sentence names the site,
+        the argument or the row. An error of the program's own is raised as it is.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = torch.tensor([1.0] * 6 + [0.0] * 4)
+    >>> probsl.fit(program, {"y": heads}, probsl.MLE()).point()
+    {'p': tensor(0.6000)}
+    >>> probsl.fit(program, {"y": heads}, probsl.MAP()).point()
+    {'p': tensor(0.5357)}
+    """
+    if not callable(getattr(method, "run", None)):
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(); got {method!r}"
+        )
+    started = time.perf_counter()
+    data, loader_size = gathered(data)
+    problem = Problem.build(program, data, rows=rows, weights=weights, dtype=dtype)
+    batch_size = batch_size if batch_size is not None else loader_size
+    if batch_size is not None:
+        problem.check_batch_size(batch_size)
+        batch_size = None if batch_size >= problem.size else batch_size
+    run = Run(seed, batch_size, progress, tuple(callbacks))
+    with isolated(problem.dtype, seed):
+        outcome = method.run(problem, run)
+    return Fit(
+        problem=problem,
+        method=method,
+        seed=seed,
+        posterior=outcome.posterior,
+        status=outcome.status,
+        sites=outcome.sites,
+        losses=outcome.losses,
+        steps=outcome.steps,
+        seconds=time.perf_counter() - started,
+        note=outcome.note,
+    )
+
+
+def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tensor:
+    """Return the log predictive density of each row of held-out data.
+
+    Parameters
+    ----------
+    fit
+        The fit to score.
+    data
+        Inputs and observed values, in any form that `probsl.fit` takes.
+    draws
+        Draws of the posterior to average over; a point needs one.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    Tensor
+        ``log mean_s p(row | draw s)``, shape ``[rows]``, never scaled or weighted.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("data", len(y)):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> fit = probsl.fit(program, {"y": torch.tensor([1.0, 3.0])}, probsl.MLE())
+    >>> probsl.log_score(fit, {"y": torch.tensor([2.0])})
+    tensor([-0.9189])
+    """
+    _check_positive("draws", draws)
+    problem = fit.problem.with_data(data)
+    local = any(problem.is_local(s) for s in problem.latents)
+    count = 1 if fit.posterior.is_point and not local else draws
+    return log_score_rows(
+        problem,
+        fit.posterior.draw(count, seed),
+        fit.posterior.own,
+        count=count,
+        seed=seed + 1,
+    )
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,79 @@
+"""One door to everything process-wide: Pyro's handlers and store, torch's flags."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Pyro's handler stack and torch's default dtype belong to the process, so two
+# fits in two threads must take turns; re-entrant, for a fit inside a callback.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def isolated(
+    dtype: torch.dtype, seed: int = 0, *, validate: bool = False
+) -> Iterator[None]:
+    """Run a block in a Pyro and torch state of its own, and put back the old one.
+
+    Inside, Pyro's parameter store is empty, torch's default floating type is
+    `dtype`, the CPU's random state starts from `seed`, gradients are on, and
+    distributions check their arguments only if `validate`. Afterwards, also
+    after an error, everything is as it was.
+
+    Parameters
+    ----------
+    dtype
+        The default floating type inside the block.
+    seed
+        Seed of torch's global CPU generator inside the block.
+    validate
+        Whether distributions check their parameters and values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.isolation import isolated
+    >>> with isolated(torch.float64):
+    ...     print(torch.zeros(1).dtype)
+    torch.float64
+    >>> torch.zeros(1).dtype
+    torch.float32
+    """
+    settings = pyro.settings.context(
+        module_local_params=True,
+        validate_distributions_pyro=validate,
+        validate_distributions_torch=validate,
+        # Pyro's own checks refuse a bare `pyro.param` in a module, which works here.
+        validate_poutine=False,
+        validate_infer=False,
+    )
+    with (
+        _LOCK,
+        _default_dtype(dtype),
+        settings,
+        pyro.get_param_store().scope(),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        # Not torch.manual_seed, which would also reseed every accelerator.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

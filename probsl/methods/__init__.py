@@ -1,0 +1,1 @@
+"""The methods: values that turn a problem into a posterior."""

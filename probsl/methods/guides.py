@@ -1,0 +1,287 @@
+"""Every form of guide users have, as a function of its own parameters."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_value,
+)
+from pyro.infer.autoguide.utils import deep_setattr
+from torch import Tensor, nn
+
+from probsl.parameters import Functional
+from probsl.scoring import Batch, Scoring
+from probsl.sites import Role
+
+if TYPE_CHECKING:
+    from probsl.problem import Problem
+
+# An automatic guide is full-rank up to this many latent dimensions, then of low
+# rank, then mean-field.
+FULL_RANK_LIMIT = 300
+LOW_RANK_LIMIT = 5_000
+
+GuideForm = Callable[..., Any] | type[AutoGuide] | nn.Module | None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where an automatic guide begins.
+
+    Attributes
+    ----------
+    values
+        Latent site -> constrained value at the center.
+    factor
+        Cholesky factor ``[d, d]`` of the covariance in unconstrained space, if known.
+    """
+
+    values: dict[str, Tensor]
+    factor: Tensor | None
+
+
+class Guide:
+    """A guide whose parameters are explicit.
+
+    Attributes
+    ----------
+    functional
+        The guide as a function of its own parameters and the program's arguments.
+    name
+        What to call it in a sentence.
+    chosen
+        Whether it was chosen here and not by the user.
+    """
+
+    def __init__(self, functional: Functional, name: str, *, chosen: bool) -> None:
+        self.functional = functional
+        self.name = name
+        self.chosen = chosen
+
+    @property
+    def redundant(self) -> bool:
+        """Whether different parameters give the same distribution (rotations)."""
+        return isinstance(self.functional.function, AutoLowRankMultivariateNormal)
+
+    def score(self, own: Mapping[str, Tensor], batch: Batch) -> Scoring:
+        """Run the guide and return the values and log densities of its sites."""
+        scoring = Scoring({})
+        with scoring:
+            self.functional(own, batch.arguments)
+        return scoring
+
+
+def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
+    """Make a guide for a problem out of what the user gave.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    form
+        An autoguide class or a `functools.partial` of one; a function of the
+        program that returns a guide; a guide module; or a guide function with the
+        program's arguments. None chooses by the number of latent dimensions.
+    start
+        Where an automatic guide begins.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the guide's sites are not the program's latents, or it cannot be
+        learned by gradients.
+    """
+    chosen = form is None
+    if form is None:
+        form = _choose(sum(s.shape.numel() for s in problem.latents))
+    guide = _instance(problem, form, start)
+    # The first call of a lazy guide makes its parameters.
+    arguments = problem.arguments.values
+    try:
+        with problem.program.untouched():
+            guide(**arguments)
+        _spread(guide, start.factor)
+        functional = Functional(guide)
+        functional.collect(arguments)
+    except Exception as error:
+        error.add_note(
+            "probsl: raised by the guide, called with the program's arguments"
+        )
+        raise
+    prepared = Guide(functional, _name(form), chosen=chosen)
+    own = {p.name: p.start for p in functional.own}
+    _check_sites(problem, prepared.score(own, problem.batch()))
+    return prepared
+
+
+def _choose(dimensions: int) -> type[AutoGuide]:
+    if dimensions <= FULL_RANK_LIMIT:
+        return AutoMultivariateNormal
+    if dimensions <= LOW_RANK_LIMIT:
+        return AutoLowRankMultivariateNormal
+    return AutoNormal
+
+
+def _instance(problem: Problem, form: Any, start: Beginning) -> Callable[..., Any]:
+    """Return a guide that can be called with the program's arguments."""
+    if isinstance(form, nn.Module):
+        return _copied(form, problem)
+    if _is_factory(problem, form):
+        options = {}
+        if _accepts(form, "init_loc_fn"):
+            options["init_loc_fn"] = init_to_value(values=start.values)
+        made = form(problem.continuous_program(), **options)
+        if not callable(made):
+            raise TypeError(
+                f"guide {_name(form)} returned {type(made).__name__} for the program; "
+                "it must return a guide, which is a callable"
+            )
+        return made  # type: ignore[no-any-return]
+    if callable(form):
+        return form  # type: ignore[no-any-return]
+    raise TypeError(
+        "guide must be an autoguide class such as AutoNormal, a functools.partial of "
+        f"one, a guide module or a guide function; got {form!r}"
+    )
+
+
+def _spread(guide: Any, factor: Tensor | None) -> None:
+    """Give Pyro's Gaussian guides a covariance to begin with."""
+    if factor is None:
+        return
+    scale = _conditional_scale(factor)
+    if isinstance(guide, AutoMultivariateNormal):
+        _set(
+            guide,
+            scale=factor.diagonal(),
+            scale_tril=factor / factor.diagonal()[:, None],
+        )
+    elif isinstance(guide, AutoLowRankMultivariateNormal):
+        # What is left of the covariance beyond the diagonal, by its largest axes.
+        axes, lengths, _ = torch.linalg.svd(factor / scale[:, None])
+        rank = guide.cov_factor.shape[-1]
+        excess = (lengths[:rank].square() - 1).clamp(min=1e-4).sqrt()
+        _set(guide, scale=scale, cov_factor=nn.Parameter(axes[:, :rank] * excess))
+    elif isinstance(guide, AutoDiagonalNormal):
+        _set(guide, scale=scale)
+    elif isinstance(guide, AutoNormal) and guide.prototype_trace is not None:
+        for name in guide.prototype_trace.stochastic_nodes:
+            shape = attrgetter(name)(guide.scales).shape
+            mine, scale = scale[: shape.numel()], scale[shape.numel() :]
+            deep_setattr(guide.scales, name, mine.reshape(shape))
+
+
+def _set(guide: AutoGuide, **values: Tensor) -> None:
+    """Set a guide's parameters by their constrained values."""
+    for name, value in values.items():
+        setattr(guide, name, value)
+
+
+def _conditional_scale(factor: Tensor) -> Tensor:
+    """Return the best mean-field scales: those of each latent given the others."""
+    precision: Tensor = torch.cholesky_inverse(factor)
+    return precision.diagonal().rsqrt()
+
+
+def _is_factory(problem: Problem, form: Any) -> bool:
+    """Tell a maker of guides, which takes the program, from a guide."""
+    while isinstance(form, functools.partial):
+        form = form.func
+    if isinstance(form, type):
+        return True
+    if not callable(form):
+        return False
+    parameters = inspect.signature(form).parameters.values()
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return len(required) == 1 and required[0] not in problem.arguments.values
+
+
+def _accepts(form: Any, option: str) -> bool:
+    if isinstance(form, functools.partial) and option in form.keywords:
+        return False
+    return option in inspect.signature(form).parameters
+
+
+def _name(form: Any) -> str:
+    while isinstance(form, functools.partial):
+        form = form.func
+    return getattr(form, "__name__", type(form).__name__)
+
+
+def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
+    """Copy a guide module, so that the caller's is not trained.
+
+    Copying an autoguide empties its reference to the model, in the original
+    too; both are restored here. The copy's is the program that leaves the
+    caller's modules as they are, where the guide's is the program itself.
+    """
+    kept = {
+        path: (module._model, module.master)
+        for path, module in guide.named_modules()
+        if isinstance(module, AutoGuide)
+    }
+    memo = {id(model): model for models, _ in kept.values() for model in models or ()}
+    duplicate = copy.deepcopy(guide, memo)
+    copies = dict(duplicate.named_modules())
+    for path, module in guide.named_modules():
+        if path in kept:
+            module._model, module.master = kept[path]
+            models = kept[path][0]
+            if models and models[0] is problem.program.function:
+                models = (problem.continuous_program(),)
+            copies[path]._model = models
+    return duplicate
+
+
+def _check_sites(problem: Problem, scoring: Scoring) -> None:
+    latents = {s.name: s for s in problem.latents}
+    sampled = {}
+    for name, message in scoring.messages.items():
+        if message["is_observed"] or message["infer"].get("is_auxiliary"):
+            continue
+        sampled[name] = message
+        if name in problem.named(Role.ENUMERATED):
+            raise ValueError(
+                f"the guide samples '{name}', a discrete site that is summed out; "
+                "leave it out of the guide"
+            )
+        if name not in latents:
+            raise ValueError(
+                f"the guide samples '{name}', which is no latent site of the program "
+                f"({', '.join(latents)}); remove it, or mark it with "
+                'infer={"is_auxiliary": True}'
+            )
+        if tuple(message["value"].shape) != tuple(latents[name].shape):
+            raise ValueError(
+                f"the guide gives '{name}' the shape {tuple(message['value'].shape)}, "
+                f"the program {tuple(latents[name].shape)}; give both the same shape"
+            )
+        if not message["fn"].has_rsample:
+            raise ValueError(
+                f"the guide draws '{name}' from {type(message['fn']).__name__}, "
+                "through which gradients do not pass; use a reparameterized "
+                "distribution"
+            )
+    missing = [n for n in latents if n not in sampled]
+    if missing:
+        raise ValueError(
+            f"the guide lacks '{missing[0]}', a latent site of the program; add "
+            f"pyro.sample('{missing[0]}', ...) to the guide"
+        )

@@ -1,0 +1,330 @@
+"""MLE and MAP: the objective at a point, without and with the prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from torch import Tensor
+
+from probsl.engine.batches import batches
+from probsl.fit import Outcome, Run, Status
+from probsl.methods.search import (
+    NEWTON_LIMIT,
+    Found,
+    Start,
+    check_latent_names,
+    check_options,
+    check_prior_weight,
+    prior_weights,
+    search_exactly,
+    search_noisily,
+    start_vector,
+    watching,
+)
+from probsl.sites import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from probsl.coordinates import Coordinates
+    from probsl.engine.stochastic import OptimizerFactory
+    from probsl.problem import Problem
+    from probsl.scoring import Batch
+
+
+@dataclass(frozen=True)
+class MLE:
+    """Maximum likelihood: a point, every parameter's prior dropped.
+
+    Parameters
+    ----------
+    integrate
+        Random effects to integrate out. None integrates out all of them, as the
+        likelihood of a program with random effects asks; ``()`` integrates none,
+        and drops every prior.
+    optimizer
+        A `torch.optim` class or a `functools.partial` of one. None chooses: up to
+        300 dimensions, L-BFGS finished by trust-region Newton; beyond, Adam.
+    max_steps
+        Steps at most; None: 1,000, or 20,000 of a `torch.optim` optimizer.
+    tolerance
+        What the best next step may still gain per row.
+    start
+        Site -> constrained value to start from, or a fit.
+    starts
+        How many starting points to try, the further ones spread over [-2, 2] in
+        unconstrained space; the best end is kept.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+    ...     with pyro.plate("days", 3):
+    ...         pyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> y = torch.tensor([2.0, 3.0, 1.0])
+    >>> probsl.fit(program, {"y": y}, probsl.MLE()).point()
+    {'rate': tensor(2.0000)}
+    """
+
+    integrate: tuple[str, ...] | None = None
+    optimizer: OptimizerFactory | None = None
+    max_steps: int | None = None
+    tolerance: float | None = None
+    start: Start = None
+    starts: int = 1
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        _check_starts(self.starts)
+
+    def run(self, problem: Problem, run: Run) -> Outcome:
+        """Fit the problem; see `probsl.fit`."""
+        check_latent_names(problem, self.integrate or (), "integrate")
+        effects = problem.named(Role.RANDOM_EFFECT)
+        integrated = effects if self.integrate is None else self.integrate
+        if integrated:
+            names = ", ".join(f"'{n}'" for n in integrated)
+            raise ValueError(
+                f"MLE would integrate the random effects {names} out of the "
+                "likelihood, which is not available; use MAP or SVI, which keep their "
+                "distribution, or integrate=() to estimate them as free parameters"
+            )
+        dropped = {s.name: 0.0 for s in problem.latents}
+        return _run(problem, run, self, dropped, jacobian=False)
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Maximum a posteriori: a point, with the prior.
+
+    Parameters
+    ----------
+    prior_weight
+        Factor of the log prior of every parameter (the sites whose prior MLE
+        drops), or site -> factor. For a prior Normal(0, s) with s fixed, weight w
+        is the prior Normal(0, s / sqrt(w)).
+    space
+        Where the density is maximized: ``"constrained"``, as the program states
+        it, or ``"unconstrained"``, with the Jacobian of the change of variables.
+    optimizer, max_steps, tolerance, start, starts
+        As for `MLE`. Laplace priors of fixed scale give exact zeros, unless an
+        optimizer is named or rows come in batches.
+
+    Notes
+    -----
+    The guide is a point mass, Pyro's AutoDelta; the search moves in coordinates of
+    `torch.distributions.biject_to`, one per degree of freedom.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+    ...     with pyro.plate("days", 3):
+    ...         pyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> y = torch.tensor([2.0, 3.0, 1.0])
+    >>> probsl.fit(program, {"y": y}, probsl.MAP()).point()
+    {'rate': tensor(1.6000)}
+    >>> probsl.fit(program, {"y": y}, probsl.MAP(space="unconstrained")).point()
+    {'rate': tensor(1.8000)}
+    """
+
+    prior_weight: float | Mapping[str, float] = 1.0
+    space: Literal["constrained", "unconstrained"] = "constrained"
+    optimizer: OptimizerFactory | None = None
+    max_steps: int | None = None
+    tolerance: float | None = None
+    start: Start = None
+    starts: int = 1
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_prior_weight(self.prior_weight)
+        _check_starts(self.starts)
+        if self.space not in ("constrained", "unconstrained"):
+            raise ValueError(
+                f"space must be 'constrained' or 'unconstrained', got {self.space!r}"
+            )
+
+    def run(self, problem: Problem, run: Run) -> Outcome:
+        """Fit the problem; see `probsl.fit`."""
+        weights = prior_weights(problem, self.prior_weight)
+        jacobian = self.space == "unconstrained"
+        return _run(problem, run, self, weights, jacobian=jacobian)
+
+
+@dataclass(frozen=True)
+class PointPosterior:
+    """All mass on one value of every latent.
+
+    Attributes
+    ----------
+    values
+        Latent site -> constrained value.
+    own
+        Own parameter -> unconstrained value.
+    """
+
+    values: dict[str, Tensor]
+    own: dict[str, Tensor]
+    is_point: bool = True
+
+    def point(self) -> dict[str, Tensor]:
+        """Return latent site -> value."""
+        return dict(self.values)
+
+    def draw(self, count: int, seed: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the point `count` times."""
+        return {n: v.expand(count, *v.shape) for n, v in self.values.items()}
+
+    def representative_draws(self, count: int) -> dict[str, Tensor]:
+        """Return the point `count` times."""
+        return self.draw(count, 0)
+
+    def guide(self, problem: Problem) -> AutoDelta:
+        """Return Pyro's AutoDelta guide at this point, for use with Pyro's tools."""
+        return AutoDelta(
+            problem.program.function, init_loc_fn=init_to_value(values=self.values)
+        )
+
+
+def _run(
+    problem: Problem,
+    run: Run,
+    method: MLE | MAP,
+    weights: dict[str, float],
+    *,
+    jacobian: bool,
+) -> Outcome:
+    layout = problem.coordinates()
+    objective = _Objective(problem, layout, weights, jacobian=jacobian)
+    found = [
+        _search(problem, run, method, objective, start)
+        for start in _starts(problem, layout, method, run.seed)
+    ]
+    # A start that ran off may show a lower objective, but it is no answer.
+    best = min(found, key=lambda f: (f.status is not Status.CONVERGED, f.value))
+    values, own = objective.named(best.x.detach())
+    return Outcome(
+        posterior=PointPosterior(values, own),
+        status=best.status,
+        sites=best.sites,
+        losses=best.losses,
+        steps=sum(f.steps for f in found),
+    )
+
+
+class _Objective:
+    """The negative log density per row as a function of the flat vector."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Coordinates,
+        weights: dict[str, float],
+        *,
+        jacobian: bool,
+    ) -> None:
+        self.problem = problem
+        self.layout = layout
+        self.weights = weights
+        self.jacobian = jacobian
+        self._latents = {s.name for s in problem.latents}
+
+    def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        values, jacobian = self.layout.constrain_with_jacobian(x)
+        density = self.problem.log_density(
+            values, values, batch, prior_weights=self.weights
+        )
+        if self.jacobian:
+            density = density + jacobian
+        return -density / self.problem.size
+
+    def named(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Split a point into latents and own parameters."""
+        values = self.layout.constrain(x)
+        latents = {n: v for n, v in values.items() if n in self._latents}
+        return latents, {n: v for n, v in values.items() if n not in self._latents}
+
+    def without_l1(
+        self,
+    ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor] | None]:
+        """Split off the Laplace priors as a penalty: the smooth rest, and it.
+
+        The penalty is (center, weight) per coordinate, or None without any.
+        """
+        problem, size = self.problem, self.problem.size
+        penalties = {
+            s.name: s.l1
+            for s in problem.latents
+            if s.l1 is not None and self.weights.get(s.name, 1.0) > 0
+        }
+        if not penalties:
+            return self, None
+        centers, weights, constant = [], [], 0.0
+        for entry, length in zip(self.layout.entries, self.layout.sizes, strict=True):
+            center = torch.zeros(length, dtype=problem.dtype)
+            weight = torch.zeros(length, dtype=problem.dtype)
+            if entry.name in penalties:
+                location, scale = penalties[entry.name]
+                factor = self.weights.get(entry.name, 1.0)
+                center = location.reshape(-1).clone()
+                weight = factor / scale.reshape(-1) / size
+                constant += factor * float(torch.log(2 * scale).sum()) / size
+            centers.append(center)
+            weights.append(weight)
+        rest = {**self.weights, **dict.fromkeys(penalties, 0.0)}
+        smooth = _Objective(problem, self.layout, rest, jacobian=self.jacobian)
+        return lambda x: smooth(x) + constant, (torch.cat(centers), torch.cat(weights))
+
+
+def _search(
+    problem: Problem, run: Run, method: MLE | MAP, objective: _Objective, start: Tensor
+) -> Found:
+    smooth, l1 = objective.without_l1()
+    exact = run.batch_size is None and method.optimizer is None
+    if exact and (len(start) <= NEWTON_LIMIT or l1 is not None):
+        with watching(run, problem.size, method.max_steps) as callback:
+            return search_exactly(
+                smooth,
+                start,
+                objective.layout,
+                problem.size,
+                tolerance=method.tolerance,
+                max_steps=method.max_steps,
+                l1=l1,
+                callback=callback,
+            )
+    source = batches(problem, run.batch_size, run.seed)
+    with watching(run, problem.size, method.max_steps) as callback:
+        return search_noisily(
+            lambda x: objective(x, next(source)),
+            start,
+            objective.layout,
+            problem.size,
+            optimizer=method.optimizer,
+            tolerance=method.tolerance,
+            max_steps=method.max_steps,
+            callback=callback,
+        )
+
+
+def _starts(
+    problem: Problem, layout: Coordinates, method: MLE | MAP, seed: int
+) -> list[Tensor]:
+    first = start_vector(problem, layout, method.start, seed, 0.1)
+    generator = torch.Generator().manual_seed(seed + 1)
+    further = [
+        4 * torch.rand(layout.size, generator=generator, dtype=problem.dtype) - 2
+        for _ in range(method.starts - 1)
+    ]
+    return [first, *further]
+
+
+def _check_starts(starts: int) -> None:
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}")

@@ -1,0 +1,327 @@
+"""One search for the optimum, and its ending in the words of a fit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions.constraint_registry import biject_to
+
+from probsl.engine.minimize import Minimum, minimize
+from probsl.engine.minimize import Outcome as End
+from probsl.engine.stochastic import Ending, OptimizerFactory, Settled, settle
+from probsl.fit import Fit, Run, Status
+from probsl.sites import Role
+
+if TYPE_CHECKING:
+    from probsl.coordinates import Coordinates
+    from probsl.problem import Problem
+
+# Up to this many coordinates the exact Hessian is affordable.
+NEWTON_LIMIT = 300
+
+Start = Mapping[str, Any] | Fit | None
+Callback = Callable[[int, float, Tensor], Any]
+
+_STATUSES = {
+    End.CONVERGED: Status.CONVERGED,
+    End.MAX_STEPS: Status.MAX_STEPS,
+    End.NONFINITE: Status.NONFINITE,
+    End.NULL_DIRECTIONS: Status.UNIDENTIFIED,
+    End.RUNAWAY: Status.UNBOUNDED,
+    End.STALLED: Status.MAX_STEPS,
+    End.INTERRUPTED: Status.INTERRUPTED,
+}
+_ENDINGS = {
+    Ending.CONVERGED: Status.CONVERGED,
+    Ending.MAX_STEPS: Status.MAX_STEPS,
+    Ending.NONFINITE: Status.NONFINITE,
+    Ending.INTERRUPTED: Status.INTERRUPTED,
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended: the point, the status, and what the status is about.
+
+    `flattening` says of coordinates that run off whether the objective levels off.
+    """
+
+    x: Tensor
+    status: Status
+    sites: tuple[str, ...]
+    losses: Tensor
+    steps: int
+    flattening: bool = False
+
+    @property
+    def value(self) -> float:
+        """The last objective."""
+        return float(self.losses[-1]) if len(self.losses) else float("inf")
+
+
+def search_exactly(
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    layout: Coordinates,
+    size: int,
+    *,
+    tolerance: float | None,
+    max_steps: int | None,
+    l1: tuple[Tensor, Tensor] | None = None,
+    idle: Literal["ignore", "report"] = "report",
+    newton_limit: int = NEWTON_LIMIT,
+    callback: Callback | None = None,
+) -> Found:
+    """Minimize a deterministic objective and tell the status in terms of sites.
+
+    Parameters
+    ----------
+    objective
+        A mean over rows.
+    start
+        Where to begin.
+    layout
+        Names the coordinates.
+    size
+        The number of rows; losses are reported as sums.
+    tolerance, max_steps, l1, idle, newton_limit, callback
+        As in `probsl.engine.minimize.minimize`.
+    """
+    minimum = minimize(
+        objective,
+        start,
+        tolerance=tolerance,
+        max_steps=max_steps or 1000,
+        l1=l1,
+        newton_limit=newton_limit,
+        idle=idle,
+        callback=callback,
+    )
+    status = _STATUSES[minimum.outcome]
+    if status is Status.UNBOUNDED and _at_boundary(minimum, layout):
+        status = Status.BOUNDARY
+    losses = torch.tensor(minimum.losses, dtype=torch.float64) * size
+    names = _names(layout, minimum.coordinates)
+    return Found(minimum.x, status, names, losses, minimum.steps, minimum.flattening)
+
+
+def search_noisily(
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    layout: Coordinates,
+    size: int,
+    *,
+    optimizer: OptimizerFactory | None,
+    tolerance: float | None,
+    max_steps: int | None,
+    callback: Callback | None = None,
+) -> Found:
+    """Minimize by first-order steps, with or without noise in the objective."""
+    settled: Settled = settle(
+        objective,
+        start,
+        optimizer=optimizer,
+        max_steps=max_steps or 20_000,
+        tolerance=1e-6 if tolerance is None else tolerance,
+        callback=callback,
+    )
+    losses = torch.tensor(settled.losses, dtype=torch.float64) * size
+    return Found(
+        settled.x,
+        _ENDINGS[settled.ending],
+        _names(layout, settled.coordinates),
+        losses,
+        settled.steps,
+    )
+
+
+def _names(layout: Coordinates, coordinates: Sequence[int]) -> tuple[str, ...]:
+    labels = layout.labels()
+    return tuple(dict.fromkeys(labels[i] for i in coordinates))
+
+
+def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
+    """Whether all that runs off does so toward a finite edge at a finite density."""
+    if not minimum.flattening:
+        return False
+    offset = 0
+    for entry, size in zip(layout.entries, layout.sizes, strict=True):
+        mine = [i - offset for i in minimum.coordinates if offset <= i < offset + size]
+        part = minimum.x[offset : offset + size].detach()
+        offset += size
+        if mine and not _toward_edge(entry.transform, entry.flat_shape, part, mine):
+            return False
+    return True
+
+
+def _toward_edge(
+    transform: Any, shape: torch.Size, part: Tensor, running: list[int]
+) -> bool:
+    """Whether the constrained value stays put as coordinates run on."""
+    further = part.clone()
+    further[running] += 20 * part[running].sign()
+    here, there = (transform(p.reshape(shape)) for p in (part, further))
+    return bool(torch.allclose(here, there, rtol=0, atol=1e-3)) and not torch.equal(
+        part, here.reshape(-1)[: len(part)]
+    )
+
+
+def check_options(method: Any) -> None:
+    """Refuse options that no search can honor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the option.
+    """
+    if method.max_steps is not None and method.max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {method.max_steps}")
+    if method.tolerance is not None and not method.tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {method.tolerance}")
+    if method.optimizer is not None and not callable(method.optimizer):
+        raise TypeError(
+            "optimizer must be a torch.optim class or a functools.partial of one, got "
+            f"{method.optimizer!r}"
+        )
+
+
+def check_prior_weight(weight: float | Mapping[str, float]) -> None:
+    """Refuse negative prior weights."""
+    for value in weight.values() if isinstance(weight, Mapping) else [weight]:
+        if not value >= 0 or value == float("inf"):
+            raise ValueError(
+                f"prior_weight must be finite and not negative, got {value}"
+            )
+
+
+def prior_weights(
+    problem: Problem, weight: float | Mapping[str, float]
+) -> dict[str, float]:
+    """Return the factor of each prior that MLE would drop.
+
+    Raises
+    ------
+    ValueError
+        If a named site is not a latent.
+    """
+    if isinstance(weight, Mapping):
+        check_latent_names(problem, weight, "prior_weight")
+        return {n: float(w) for n, w in weight.items()}
+    return dict.fromkeys(problem.named(Role.PARAMETER), float(weight))
+
+
+def check_latent_names(problem: Problem, names: Any, argument: str) -> None:
+    """Refuse names that are no latent sites."""
+    latents = [s.name for s in problem.latents]
+    for name in names:
+        if name not in latents:
+            raise ValueError(
+                f"{argument} names '{name}', which is not a latent site of the "
+                f"program; those are {', '.join(latents)}"
+            )
+
+
+def start_vector(
+    problem: Problem, layout: Coordinates, start: Start, seed: int, spread: float
+) -> Tensor:
+    """Return where to begin, in unconstrained space.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    layout
+        Of the latents and own parameters.
+    start
+        Site -> constrained value, or a fit; sites left out begin near zero in
+        unconstrained space, own parameters at their own values.
+    seed
+        Of the small random part, which takes symmetric programs off their saddle.
+    spread
+        Its standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If a start has another shape than its site, is outside its support, or is
+        not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = start.point() if isinstance(start, Fit) else dict(start or {})
+    own = {p.name: p for p in problem.own}
+    parts = []
+    for entry in layout.entries:
+        shape = entry.flat_shape
+        noise = torch.randn(shape, generator=generator, dtype=problem.dtype) * spread
+        if entry.name in given:
+            part = _start_of(problem, entry.name, given.pop(entry.name))
+        else:
+            part = own[entry.name].start if entry.name in own else noise
+        parts.append(part.reshape(-1).to(problem.dtype))
+    if given and not isinstance(start, Fit):
+        check_latent_names(problem, given, "start")
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=problem.dtype)
+
+
+def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
+    """Return a start value in unconstrained space, checked."""
+    own = {p.name: p for p in problem.own}
+    constrained = torch.as_tensor(value).detach().to(problem.dtype)
+    shape = own[name].shape if name in own else problem.site(name).shape
+    if constrained.shape != shape:
+        raise ValueError(
+            f"start of '{name}' has shape {tuple(constrained.shape)}, but the site has "
+            f"shape {tuple(shape)}"
+        )
+    if not bool(constrained.isfinite().all()):
+        raise ValueError(f"start of '{name}' is not finite: {constrained.tolist()}")
+    if name in own:
+        unconstrained: Tensor = own[name].transform.inv(constrained)
+        return unconstrained
+    support = problem.site(name).support
+    if not bool(support.check(constrained).all()):
+        raise ValueError(
+            f"start of '{name}' is outside its support, {support}: "
+            f"{constrained.tolist()}"
+        )
+    transform = biject_to(support)
+    unconstrained = transform.inv(constrained)
+    if not bool(unconstrained.isfinite().all()):
+        raise ValueError(
+            f"start of '{name}' lies on the edge of its support, {support}; start "
+            "inside it"
+        )
+    return unconstrained
+
+
+@contextmanager
+def watching(run: Run, size: int, total: int | None) -> Iterator[Callback]:
+    """Yield the callback of a search: a progress bar and the user's callbacks.
+
+    Losses are passed on as sums over the rows.
+    """
+    show = sys.stderr.isatty() if run.progress is None else run.progress
+    bar = None
+    if show:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=total, unit="step")
+
+    def callback(step: int, loss: float, x: Tensor) -> bool:
+        if bar is not None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss * size:.6g}", refresh=False)
+        answers = [each(step, loss * size, x) for each in run.callbacks]
+        return any(answers)
+
+    try:
+        yield callback
+    finally:
+        if bar is not None:
+            bar.close()

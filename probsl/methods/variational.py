@@ -1,0 +1,480 @@
+"""SVI: the posterior within the family of a guide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributions.constraint_registry import biject_to
+from torch.distributions.transforms import identity_transform
+
+from probsl.coordinates import Coordinates, Entry
+from probsl.engine.batches import batches
+from probsl.engine.minimize import Outcome as End
+from probsl.engine.minimize import minimize
+from probsl.fit import Outcome, Run, Status
+from probsl.isolation import isolated
+from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
+from probsl.methods.search import (
+    NEWTON_LIMIT,
+    Found,
+    Start,
+    check_options,
+    check_prior_weight,
+    prior_weights,
+    search_exactly,
+    search_noisily,
+    start_vector,
+    watching,
+)
+from probsl.predict import map_draws
+from probsl.randomness import NoiseRecord, record, standardized
+from probsl.scoring import Batch, total, weighed_terms
+from probsl.sites import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from probsl.engine.stochastic import OptimizerFactory
+    from probsl.problem import Problem
+
+# Fixed draws are for problems whose draws times rows fit in memory many times over.
+_FIXED_ELEMENTS = 4_000_000
+# What the ELBO may still gain in all, in nats, where no tolerance is given.
+_GAIN = 1e-7
+_LEAST_DRAWS = 64
+# The guide's own parameters bear this before their names.
+_GUIDE = "guide."
+# Draws of one noisy step, where torch can take them together.
+_STEP_DRAWS = 8
+# Fresh draws must agree with the fixed ones to this many standard errors.
+_AGREEMENT = 4.0
+_REPRESENTATIVE_ELEMENTS = 20_000_000
+
+
+@dataclass(frozen=True)
+class SVI:
+    """Stochastic variational inference: a distribution, by maximizing the ELBO.
+
+    Parameters
+    ----------
+    guide
+        Any Pyro guide: an autoguide class such as `AutoNormal` or a
+        `functools.partial` of one, a function that makes a guide of the program, a
+        guide module, or a guide function. None chooses: full rank up to 300 latent
+        dimensions, low rank up to 5,000, then mean field; `Fit.note` says which.
+    prior_weight
+        Factor of the log prior, as for `MAP`.
+    optimizer
+        A `torch.optim` class or a `functools.partial` of one, for noisy steps.
+        None chooses: small problems with all rows at once fix their draws, and
+        L-BFGS and Newton find the optimum; others take Adam with a decaying rate.
+    max_steps
+        Steps at most; None: 1,000 with fixed draws, else 20,000.
+    tolerance
+        What the best next step may still gain per row (fixed draws), or the
+        progress per row and 100 steps that counts as none.
+    start
+        Site -> constrained value around which an automatic guide begins, or a fit.
+        None begins at the mode in unconstrained space where there is one.
+
+    Notes
+    -----
+    Fixed draws: Giordano, Ingram and Broderick (2024), Black box variational
+    inference with a deterministic objective, JMLR 25. The draws are standardized,
+    so that a Gaussian posterior is found exactly. An ELBO of fresh draws must
+    agree, else the number of draws is doubled, and in the end noisy steps finish.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def program(y=None):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", 3):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> y = torch.tensor([1.0, 2.0, 3.0])
+    >>> probsl.fit(program, {"y": y}, probsl.SVI(AutoNormal)).summary().round(2)
+        estimate   sd  lower  upper
+    mu       1.5  0.5   0.52   2.48
+    """
+
+    guide: GuideForm = None
+    prior_weight: float | Mapping[str, float] = 1.0
+    optimizer: OptimizerFactory | None = None
+    max_steps: int | None = None
+    tolerance: float | None = None
+    start: Start = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_prior_weight(self.prior_weight)
+
+    def run(self, problem: Problem, run: Run) -> Outcome:
+        """Fit the problem; see `probsl.fit`."""
+        if not problem.latents:
+            raise ValueError(
+                "SVI needs a latent site, and the program has only parameters of its "
+                "own; give them a prior, or use MLE"
+            )
+        weights = prior_weights(problem, self.prior_weight)
+        guide = prepare(problem, self.guide, _start(problem, self, weights, run.seed))
+        _refuse_unweighable(problem, guide)
+        bound = ELBO(problem, guide, weights, self.start)
+        noise = record(lambda: bound.estimate(bound.start, problem.batch()))
+        _refuse_detached(noise, guide)
+        fixed = _fixed_draws(problem, bound, noise)
+        if fixed and self.optimizer is None and run.batch_size is None:
+            found = _with_fixed_draws(self, run, bound, noise, fixed)
+        else:
+            found = None
+        note = "with fixed draws"
+        if found is None:
+            found = _with_noise(self, run, bound, noise)
+            note = "by noisy steps"
+        values = bound.layout.unconstrained(found.x.detach())
+        posterior = GuidePosterior(problem, guide, *bound.split(values))
+        return Outcome(
+            posterior=posterior,
+            status=found.status,
+            sites=found.sites,
+            losses=found.losses,
+            steps=found.steps,
+            note=f"guide {guide.name}{' (chosen)' if guide.chosen else ''}, {note}",
+        )
+
+
+class ELBO:
+    """The evidence lower bound as a function of one flat vector.
+
+    Attributes
+    ----------
+    layout
+        Of the guide's parameters and the program's own.
+    start
+        Where the guide and the program begin.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        guide: Guide,
+        weights: dict[str, float],
+        start: Start,
+    ) -> None:
+        self.problem = problem
+        self.guide = guide
+        self.weights = weights
+        self._guide_names = {f"{_GUIDE}{p.name}": p for p in guide.functional.own}
+        entries = [
+            Entry(name, identity_transform, p.start.shape)
+            for name, p in self._guide_names.items()
+        ]
+        own = problem.coordinates(())
+        self.layout = Coordinates([*entries, *own.entries])
+        parts = [p.start.reshape(-1) for p in self._guide_names.values()]
+        parts.append(start_vector(problem, own, start, 0, 0.0))
+        self.start = torch.cat(parts).to(problem.dtype)
+
+    def split(
+        self, values: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Split named values into the guide's parameters and the program's own."""
+        guide = {p.name: values[name] for name, p in self._guide_names.items()}
+        return guide, {p.name: values[p.name] for p in self.problem.own}
+
+    def estimate(self, x: Tensor, batch: Batch) -> Tensor:
+        """Return one draw's negative ELBO per row at the flat vector ``x``."""
+        problem = self.problem
+        guide_own, own = self.split(self.layout.unconstrained(x))
+        scoring = self.guide.score(guide_own, batch)
+        log_q = total(weighed_terms(scoring, problem.data_plate, batch))
+        log_p = problem.log_density(
+            scoring.values, own, batch, prior_weights=self.weights
+        )
+        return (log_q - log_p) / problem.size
+
+    def averaged(
+        self, x: Tensor, noise: NoiseRecord, draws: Tensor, batch: Batch | None = None
+    ) -> Tensor:
+        """Return the negative ELBO per row at each of the draws ``[count, d]``."""
+        batch = batch or self.problem.batch()
+
+        def one(z: Tensor) -> Tensor:
+            with noise.supply(z):
+                return self.estimate(x, batch)
+
+        values: Tensor = torch.func.vmap(one)(draws)
+        return values
+
+
+class GuidePosterior:
+    """The distribution of a guide with its final parameters.
+
+    Attributes
+    ----------
+    own
+        Own parameter of the program -> unconstrained value.
+    guide_own
+        Own parameter of the guide -> unconstrained value.
+    """
+
+    is_point = False
+
+    def __init__(
+        self,
+        problem: Problem,
+        guide: Guide,
+        guide_own: dict[str, Tensor],
+        own: dict[str, Tensor],
+    ) -> None:
+        self.own = own
+        self.guide_own = guide_own
+        self._problem = problem
+        self._guide = guide
+
+    def point(self) -> dict[str, Tensor]:
+        """Return the mean of every latent.
+
+        Where the mean lies outside the support (a correlation's Cholesky factor),
+        it is taken in unconstrained space.
+        """
+        return {
+            name: self._mean(name, draws)
+            for name, draws in self._representative.items()
+        }
+
+    def draw(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Return independent draws of every latent, ``[count, ...]``."""
+        problem = self._problem
+        with isolated(problem.dtype, seed), torch.no_grad():
+            if self._noise.replayable:
+                generator = torch.Generator().manual_seed(seed)
+                return self._drawn(self._noise.draw(count, generator), count)
+            return map_draws(
+                lambda _: self._values(),
+                {},
+                count,
+                sum(s.shape.numel() for s in problem.latents),
+            )
+
+    def representative_draws(self, count: int) -> dict[str, Tensor]:
+        """Return draws spread like the guide, with its exact moments if Gaussian."""
+        if not self._noise.replayable:
+            return self.draw(count, 0)
+        with isolated(self._problem.dtype), torch.no_grad():
+            return self._drawn(standardized(self._noise, count, 0), count)
+
+    @cached_property
+    def _representative(self) -> dict[str, Tensor]:
+        elements = sum(s.shape.numel() for s in self._problem.latents)
+        return self.representative_draws(
+            max(64, min(4096, _REPRESENTATIVE_ELEMENTS // max(elements, 1)))
+        )
+
+    @cached_property
+    def _noise(self) -> NoiseRecord:
+        with isolated(self._problem.dtype), torch.no_grad():
+            return record(self._values)
+
+    def _drawn(self, noise: Tensor, count: int) -> dict[str, Tensor]:
+        def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+            with self._noise.supply(draw["noise"]):
+                return self._values()
+
+        elements = sum(s.shape.numel() for s in self._problem.latents)
+        return map_draws(one, {"noise": noise}, count, elements)
+
+    def _values(self) -> dict[str, Tensor]:
+        values = self._guide.score(self.guide_own, self._problem.batch()).values
+        return {s.name: values[s.name] for s in self._problem.latents}
+
+    def _mean(self, name: str, draws: Tensor) -> Tensor:
+        support = self._problem.site(name).support
+        mean = draws.mean(0)
+        if bool(support.check(mean).all()):
+            return mean
+        transform = biject_to(support)
+        image: Tensor = transform(transform.inv(draws).mean(0))
+        return image
+
+
+def _start(
+    problem: Problem, method: SVI, weights: dict[str, float], seed: int
+) -> Beginning:
+    """Return where an automatic guide begins: given values, else Laplace's way."""
+    layout = problem.coordinates()
+    x = start_vector(problem, layout, method.start, seed, 0.1)
+    hessian = None
+    if len(x) <= NEWTON_LIMIT:
+
+        def objective(point: Tensor) -> Tensor:
+            values, jacobian = layout.constrain_with_jacobian(point)
+            density = problem.log_density(values, values, prior_weights=weights)
+            return -(density + jacobian) / problem.size
+
+        mode = minimize(objective, x, max_steps=100)
+        if mode.outcome is End.CONVERGED and method.start is None:
+            x, hessian = mode.x.detach(), mode.hessian
+    values = layout.constrain(x)
+    latents = {s.name: values[s.name].detach() for s in problem.latents}
+    size = sum(e.flat_shape.numel() for e in layout.entries if e.name in latents)
+    factor = None
+    if hessian is not None:
+        precision = hessian[:size, :size].detach() * problem.size
+        factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+    return Beginning(latents, factor)
+
+
+def _fixed_draws(problem: Problem, bound: ELBO, noise: NoiseRecord) -> int | None:
+    """Return how many draws to fix, or None where the problem is too large for it.
+
+    As many parameters as draws times dimensions could fit the draws themselves,
+    and full rank with fewer draws than dimensions is unbounded.
+    """
+    if not noise.reparameterizable or problem.named(Role.ENUMERATED):
+        return None
+    count = max(2 * noise.dimension, _LEAST_DRAWS)
+    count = 2 ** math.ceil(math.log2(count))
+    small = count * max(problem.size, noise.dimension) <= _FIXED_ELEMENTS
+    rigid = bound.layout.size <= count * max(noise.dimension, 1) / 2
+    return count if small and rigid else None
+
+
+def _with_fixed_draws(
+    method: SVI, run: Run, bound: ELBO, noise: NoiseRecord, count: int
+) -> Found | None:
+    """Maximize the average over fixed draws; None if it cannot be trusted."""
+    problem, x = bound.problem, bound.start
+    for attempt in range(2):
+        draws = standardized(noise, count * 4**attempt, run.seed)
+
+        def objective(point: Tensor, draws: Tensor = draws) -> Tensor:
+            return bound.averaged(point, noise, draws).mean()
+
+        if attempt == 0 and not _can_vectorize(objective, x):
+            return None
+        with watching(run, problem.size, method.max_steps) as callback:
+            found = search_exactly(
+                objective,
+                x,
+                bound.layout,
+                problem.size,
+                tolerance=method.tolerance or _GAIN / problem.size,
+                max_steps=method.max_steps,
+                idle="ignore",
+                newton_limit=0 if bound.guide.redundant else NEWTON_LIMIT,
+                callback=callback,
+            )
+        found = _without_guide(found)
+        if found.status is not Status.CONVERGED or _agrees(bound, noise, found, run):
+            return found
+        x = found.x.detach()
+    return None
+
+
+def _without_guide(found: Found) -> Found:
+    """Judge an ending by the distribution, not by the guide's parameters.
+
+    A direction in them that leaves the distribution as it is does no harm, nor one
+    that runs off while the distribution tends to a limit.
+    """
+    own = tuple(name for name in found.sites if not name.startswith(_GUIDE))
+    harmless = found.status is Status.UNIDENTIFIED or (
+        found.status is Status.UNBOUNDED and found.flattening
+    )
+    status = Status.CONVERGED if harmless and not own else found.status
+    return replace(found, status=status, sites=own)
+
+
+def _can_vectorize(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether torch can run the program on many draws at a time."""
+    try:
+        objective(x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _agrees(bound: ELBO, noise: NoiseRecord, found: Found, run: Run) -> bool:
+    """Whether an ELBO of fresh draws is as good as that of the fixed ones."""
+    generator = torch.Generator().manual_seed(run.seed + 1)
+    count = max(1024, 4 * noise.dimension)
+    chunk = max(64, _FIXED_ELEMENTS // max(bound.problem.size, noise.dimension))
+    with torch.no_grad():
+        fresh = torch.cat(
+            [
+                bound.averaged(found.x, noise, draws)
+                for draws in noise.draw(count, generator).split(chunk)
+            ]
+        ).double()
+    error = float(fresh.std()) / math.sqrt(count)
+    gap = abs(float(fresh.mean()) - found.value / bound.problem.size)
+    # Half a nat in all is no disagreement, whatever the standard error.
+    return gap <= max(_AGREEMENT * error, 0.5 / bound.problem.size)
+
+
+def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found:
+    problem = bound.problem
+    source = batches(problem, run.batch_size, run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+
+    elements = _STEP_DRAWS * max(noise.dimension, run.batch_size or problem.size)
+    many = (
+        noise.replayable
+        and elements <= _FIXED_ELEMENTS
+        and _can_vectorize(
+            lambda x: bound.averaged(x, noise, noise.draw(2, generator)), bound.start
+        )
+    )
+
+    def objective(x: Tensor) -> Tensor:
+        batch = next(source)
+        if many:
+            draws = noise.draw(_STEP_DRAWS, generator)
+            return bound.averaged(x, noise, draws, batch).mean()
+        if noise.replayable:
+            with noise.supply(noise.draw(1, generator)[0]):
+                return bound.estimate(x, batch)
+        return bound.estimate(x, batch)
+
+    with watching(run, problem.size, method.max_steps) as callback:
+        return search_noisily(
+            objective,
+            bound.start,
+            bound.layout,
+            problem.size,
+            optimizer=method.optimizer,
+            tolerance=method.tolerance,
+            max_steps=method.max_steps,
+            callback=callback,
+        )
+
+
+def _refuse_detached(noise: NoiseRecord, guide: Guide) -> None:
+    if noise.detached:
+        raise ValueError(
+            f"guide {guide.name} draws without gradients (a distribution's sample, "
+            "not rsample); use reparameterized distributions in the guide"
+        )
+
+
+def _refuse_unweighable(problem: Problem, guide: Guide) -> None:
+    """Refuse row weights where the guide joins the rows' own latents in one."""
+    local = [s.name for s in problem.latents if problem.is_local(s)]
+    if problem.weights is None or not local:
+        return
+    own = {p.name: p.start for p in guide.functional.own}
+    messages = guide.score(own, problem.batch()).messages
+    plate = problem.data_plate
+    for name in local:
+        plates = {f.name for f in messages[name]["cond_indep_stack"]}
+        if plate is not None and plate.name not in plates:
+            raise ValueError(
+                f"weights cannot reach '{name}', one latent per row, in guide "
+                f"{guide.name}, which has no plate '{plate.name}'; use AutoNormal"
+            )

@@ -1,0 +1,447 @@
+"""A program bound to data: its sites, and its log density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions.constraint_registry import biject_to
+
+from probsl.coordinates import Coordinates, Entry
+from probsl.data import Arguments, bind, find_rows, floating_type, row_weights
+from probsl.isolation import isolated
+from probsl.parameters import Functional, OwnParameter
+from probsl.scoring import Batch, Scoring, by_row, site_terms, total
+from probsl.sites import (
+    Plate,
+    Role,
+    Site,
+    inventory,
+    is_observation,
+    plates_of,
+    refuse_unannotated,
+    visit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ADD_A_PLATE = (
+    'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Problem:
+    """A program bound to data.
+
+    Attributes
+    ----------
+    program
+        The program with its own parameters made explicit.
+    arguments
+        The arguments it is called with, converted and checked.
+    dtype
+        The floating type of every computation.
+    sites
+        Its sites in order, from one validated dry run.
+    data_plate
+        The outermost plate around the observed sites; None without one.
+    rows
+        Names of the arguments with one entry per row.
+    size
+        The number of rows; of observed values where there is no data plate.
+    weights
+        One weight per row, or None.
+    """
+
+    program: Functional
+    arguments: Arguments
+    dtype: torch.dtype
+    sites: tuple[Site, ...]
+    data_plate: Plate | None
+    rows: tuple[str, ...]
+    size: int
+    weights: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        program: Callable[..., Any],
+        data: Any,
+        *,
+        rows: Sequence[str] | None = None,
+        weights: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> Problem:
+        """Bind a program to data and take the inventory of its sites.
+
+        Parameters
+        ----------
+        program
+            Any Pyro callable.
+        data
+            Its arguments, see `probsl.fit`.
+        rows
+            Names of the arguments with one entry per row, where shapes do not say.
+        weights
+            One weight per row.
+        dtype
+            The floating type to compute in; None takes the program's or the data's.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the data or the program cannot be fitted; the sentence names the
+            site, the argument or the row.
+        """
+        functional = Functional(program)
+        _refuse_batch_norm(functional)
+        arguments = bind(program, data)
+        dtype = floating_type(arguments, functional.floating_types(), dtype)
+        arguments = arguments.cast(dtype)
+        with isolated(dtype, validate=True):
+            messages = visit(lambda: functional.collect(arguments.values))
+        refuse_unannotated(messages)
+        _check_observations(messages)
+        plate = _data_plate(messages)
+        with isolated(dtype):
+            own = {p.name: p.start for p in functional.own}
+            sites = inventory(
+                lambda: functional(own, arguments.values),
+                plate.name if plate else None,
+            )
+        _refuse_nothing_to_fit(sites, functional)
+        size = plate.size if plate else _observed_elements(messages)
+        others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
+        if plate:
+            others.pop(plate.name, None)
+        problem = cls(
+            program=functional,
+            arguments=arguments,
+            dtype=dtype,
+            sites=sites,
+            data_plate=plate,
+            rows=find_rows(arguments, size, rows, others) if plate else (),
+            size=size,
+        )
+        return problem.reweighted(weights)
+
+    def with_data(self, data: Any) -> Problem:
+        """Return the same program bound to other data, the rows unweighted."""
+        return Problem.build(self.program.function, data, dtype=self.dtype)
+
+    def reweighted(self, weights: Any) -> Problem:
+        """Return the same problem with other row weights, None for ones."""
+        size = self.size if self.has_rows else None
+        return replace(self, weights=row_weights(weights, size, self.dtype))
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s.name}: {s.role.value}" for s in self.sites)
+        return f"Problem({self.size} rows, {sites})"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a vectorized data plate, whose elements are rows."""
+        return self.data_plate is not None and self.data_plate.dim is not None
+
+    @property
+    def latents(self) -> tuple[Site, ...]:
+        """The continuous latent sites."""
+        return tuple(s for s in self.sites if s.latent)
+
+    @property
+    def own(self) -> tuple[OwnParameter, ...]:
+        """The program's own parameters, which have no prior."""
+        return self.program.own
+
+    def named(self, *roles: Role) -> tuple[str, ...]:
+        """Return the names of the sites with one of the given roles."""
+        return tuple(s.name for s in self.sites if s.role in roles)
+
+    def site(self, name: str) -> Site:
+        """Return one site by its name."""
+        return next(s for s in self.sites if s.name == name)
+
+    def is_local(self, site: Site) -> bool:
+        """Return whether a site has one entry per row."""
+        plate = self.data_plate
+        return plate is not None and any(p.name == plate.name for p in site.plates)
+
+    def coordinates(self, names: Sequence[str] | None = None) -> Coordinates:
+        """Return the layout of latents and own parameters in one flat vector.
+
+        Parameters
+        ----------
+        names
+            The latents to lay out; all of them by default. The program's own
+            parameters always follow, unconstrained, under their names.
+        """
+        chosen = [s for s in self.latents if names is None or s.name in names]
+        entries = [Entry(s.name, biject_to(s.support), s.shape) for s in chosen]
+        own = [Entry(p.name, _IDENTITY, p.start.shape) for p in self.own]
+        return Coordinates([*entries, *own])
+
+    def feasible_values(self) -> dict[str, Tensor]:
+        """Return every latent at the image of zero, which is inside its support."""
+        layout = self.coordinates()
+        values = layout.constrain(torch.zeros(layout.size, dtype=self.dtype))
+        return {s.name: values[s.name] for s in self.latents}
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse batches where they would not be the same problem."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not self.has_rows:
+            raise ValueError(
+                "batch_size needs rows, and the program has no vectorized data plate; "
+                + ADD_A_PLATE
+            )
+        if not self.rows:
+            raise ValueError(
+                f"batch_size needs arguments with {self.size} entries, one per row; "
+                "pass the data as arguments of the program"
+            )
+        local = [s.name for s in self.latents if self.is_local(s)]
+        if local:
+            raise ValueError(
+                f"site '{local[0]}' has one latent per row, which batches cannot "
+                "learn; fit all rows at once, or sum it out in the likelihood"
+            )
+        if batch_size < self.size:
+            self._check_batch(self.rows_at(torch.arange(batch_size)), batch_size)
+
+    def _check_batch(self, batch: Batch, batch_size: int) -> None:
+        own = {p.name: p.start for p in self.own}
+        plate = self.data_plate
+        try:
+            with isolated(self.dtype):
+                messages = visit(lambda: self.run(own, batch.arguments))
+            sizes = {
+                p.size
+                for m in messages.values()
+                for p in plates_of(m)
+                if plate and p.name == plate.name
+            }
+        except Exception as error:
+            raise ValueError(
+                f"the program does not run on a batch of {batch_size} rows ({error}); "
+                "size its data plate by its arguments, as in plate('data', len(x))"
+            ) from error
+        if sizes != {batch_size}:
+            raise ValueError(
+                f"plate '{plate and plate.name}' has size {sizes} for a batch of "
+                f"{batch_size} rows; size it by the program's arguments, as in "
+                "plate('data', len(x))"
+            )
+
+    def rows_at(self, index: Tensor) -> Batch:
+        """Return some rows as a batch that stands for all of them.
+
+        Parameters
+        ----------
+        index
+            Which rows, shape ``[batch]``.
+        """
+        arguments = dict(self.arguments.values)
+        for name in self.rows:
+            arguments[name] = arguments[name][index]
+        weights = None if self.weights is None else self.weights[index]
+        return Batch(arguments, weights, self.size / len(index))
+
+    def batch(self) -> Batch:
+        """Return the whole data as one batch."""
+        return Batch(self.arguments.values, self.weights)
+
+    def continuous_program(self) -> Callable[..., Any]:
+        """Return the program without the sites that are summed out, for guides.
+
+        Its own parameters are at their starts, and its modules stay as they are.
+        """
+        hidden = list(self.named(Role.ENUMERATED))
+        own = {p.name: p.start for p in self.own}
+
+        def program(**arguments: Any) -> Any:
+            return self.run(own, arguments)
+
+        return poutine.block(program, hide=hidden) if hidden else program
+
+    def run(self, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Any:
+        """Call the program with its own parameters `own` (unconstrained)."""
+        return self.program(own, arguments)
+
+    def log_density(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        batch: Batch | None = None,
+        *,
+        prior_weights: Mapping[str, float] | None = None,
+    ) -> Tensor:
+        """Return the log density of data and latents, a scalar.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value; entries of other names are ignored.
+        own
+            Own parameter -> unconstrained value.
+        batch
+            The rows; all of them by default.
+        prior_weights
+            Site -> factor of its log density, 1 where absent; 0 drops the prior.
+        """
+        weights = prior_weights or {}
+        terms = self._terms(values, own, batch or self.batch(), _dropped(weights))
+        for name, weight in weights.items():
+            if name in terms:
+                term, axis = terms[name]
+                terms[name] = (term * weight, axis)
+        return total(terms)
+
+    def log_likelihood_rows(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the log likelihood of each row, unweighted, shape ``[size]``.
+
+        Raises
+        ------
+        ValueError
+            If the program has no vectorized data plate.
+        """
+        if not self.has_rows:
+            raise ValueError(
+                f"site '{self.named(Role.OBSERVED)[0]}' has no rows to tell apart; "
+                + ADD_A_PLATE
+            )
+        batch = Batch(self.arguments.values)
+        return by_row(self._terms(values, own, batch, {s.name for s in self.latents}))
+
+    def log_likelihood(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the log likelihood of all rows with their weights, a scalar."""
+        skip = {s.name for s in self.latents}
+        return total(self._terms(values, own, self.batch(), skip))
+
+    def _terms(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        batch: Batch,
+        skip: set[str],
+    ) -> dict[str, tuple[Tensor, int | None]]:
+        return site_terms(
+            lambda: self.run(own, batch.arguments),
+            Scoring(values, skip),
+            self.data_plate,
+            batch,
+            self._nesting() if self.named(Role.ENUMERATED) else None,
+        )
+
+    def _nesting(self) -> int:
+        """Return how many axes on the right plates and batch shapes take."""
+        axes = [-p.dim for s in self.sites for p in s.plates if p.dim is not None]
+        return max([*axes, *(s.batch_axes for s in self.sites)], default=0)
+
+
+_IDENTITY = torch.distributions.transforms.identity_transform
+
+
+def _dropped(prior_weights: Mapping[str, float]) -> set[str]:
+    return {name for name, weight in prior_weights.items() if weight == 0}
+
+
+def _refuse_batch_norm(functional: Functional) -> None:
+    for name, module in functional.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"module '{name}' is a {type(module).__name__} in train mode: its rows "
+                "depend on each other, so there is no likelihood to maximize; call "
+                ".eval() on it, or use LayerNorm or GroupNorm instead"
+            )
+
+
+def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:
+    if not any(s.latent for s in sites) and not functional.own:
+        raise ValueError(
+            "the program has no latent site and no parameter of its own, so there is "
+            'nothing to fit; declare one, for example pyro.sample("w", '
+            "dist.Normal(0.0, 1.0))"
+        )
+
+
+def _check_observations(messages: Mapping[str, Any]) -> None:
+    observed = {n: m for n, m in messages.items() if is_observation(m)}
+    factors = [n for n, m in messages.items() if m["is_observed"]]
+    if not observed and not factors:
+        raise ValueError(
+            "the program observed nothing: no site has obs=; pass the observed "
+            "argument in data, and write pyro.sample(name, distribution, obs=y)"
+        )
+    for name, message in observed.items():
+        _check_shape(name, message)
+        _check_support(name, message)
+
+
+def _check_shape(name: str, message: Any) -> None:
+    fn, value = message["fn"], message["value"]
+    expected = fn.batch_shape + fn.event_shape
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"site '{name}' observes an array of shape {tuple(value.shape)}, but its "
+            f"distribution has shape {tuple(expected)}; give both the same shape"
+        )
+    declared = {p.dim for p in plates_of(message)}
+    free = [
+        axis
+        for axis in range(-len(fn.batch_shape), 0)
+        if axis not in declared and fn.batch_shape[axis] > 1
+    ]
+    if free:
+        raise ValueError(
+            f"site '{name}' observes an array of shape {tuple(value.shape)} outside a "
+            f"plate; {ADD_A_PLATE}, or declare one joint observation with .to_event()"
+        )
+
+
+def _check_support(name: str, message: Any) -> None:
+    fn, value = message["fn"], message["value"]
+    inside = fn.support.check(value)
+    if bool(inside.all()):
+        return
+    outside = (~inside).nonzero()
+    first = outside[0].tolist()
+    row = f"row {first[0]}" if first else "its only value"
+    shown = value[tuple(first)].tolist() if first else value.tolist()
+    raise ValueError(
+        f"site '{name}' observes {len(outside)} values outside the support of its "
+        f"{type(fn).__name__}, {fn.support}; the first is {shown} in {row}"
+    )
+
+
+def _data_plate(messages: Mapping[str, Any]) -> Plate | None:
+    """Return the outermost plate, if all observed sites share it."""
+    outermost = []
+    for message in messages.values():
+        if is_observation(message):
+            plates = plates_of(message)
+            outermost.append(plates[0] if plates else None)
+    first = outermost[0] if outermost else None
+    if first is None or any(p is None or p.name != first.name for p in outermost):
+        return None
+    if first.full_size != first.size:
+        raise ValueError(
+            f"plate '{first.name}' draws a subsample of {first.size} of "
+            f"{first.full_size} rows by itself; write plate('{first.name}', len(x)) "
+            "and let fit draw the batches, with batch_size="
+        )
+    return first
+
+
+def _observed_elements(messages: Mapping[str, Any]) -> int:
+    observed = [m["value"] for m in messages.values() if is_observation(m)]
+    return max(sum(int(value.numel()) for value in observed), 1)

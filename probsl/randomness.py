@@ -1,0 +1,363 @@
+"""Noise as an input: the random numbers of a program, seen, drawn and supplied.
+
+A guide is a deterministic function of its parameters and of some standard normal
+and uniform numbers, which it takes from torch's hidden generator. `record` runs it
+once and learns which numbers it asks for; `NoiseRecord.supply` runs it again with
+these numbers given as a tensor. What was random is then a pure function, which can
+be differentiated, vectorized over many draws with `torch.func.vmap` and captured
+with `make_fx`, the noise being one more input of the graph. `standardized` gives few
+draws that stand for many.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probsl.random_functions import NoiseMode, Request, Supply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["NoiseRecord", "record", "standardized"]
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """The random numbers that one run of a program asks for.
+
+    `requests` has them in order. `obstacle` names the first random function that is
+    not a transformation of normal or uniform numbers (a gamma or multinomial
+    sampler, say), and is None where there is none. `detached` says whether numbers
+    were drawn while gradients were off, as `Distribution.sample` does: a run can
+    then be repeated, but its derivatives do not pass through its draws.
+    """
+
+    requests: tuple[Request, ...]
+    obstacle: str | None = None
+    detached: bool = False
+
+    @property
+    def replayable(self) -> bool:
+        """Whether normal and uniform numbers are all the randomness there is."""
+        return self.obstacle is None
+
+    @property
+    def reparameterizable(self) -> bool:
+        """Whether derivatives of a draw with respect to parameters are right."""
+        return self.obstacle is None and not self.detached
+
+    @cached_property
+    def dimension(self) -> int:
+        """How many random numbers one run takes."""
+        return sum(request.count for request in self.requests)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The widest floating type asked for."""
+        found = [request.dtype for request in self.requests]
+        return reduce(torch.promote_types, found or [torch.get_default_dtype()])
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of all requests, or the CPU where they differ."""
+        found = {request.device for request in self.requests}
+        return found.pop() if len(found) == 1 else torch.device("cpu")
+
+    @cached_property
+    def _uniform(self) -> tuple[Tensor, Tensor]:
+        # The columns that are uniform, and for each the half step of its floating
+        # type, by which its numbers are kept away from 0 and 1 after any cast.
+        columns: list[int] = []
+        edges: list[float] = []
+        start = 0
+        for request in self.requests:
+            if request.kind == "uniform":
+                columns.extend(range(start, start + request.count))
+                edges.extend([torch.finfo(request.dtype).eps / 2] * request.count)
+            start += request.count
+        return (
+            torch.tensor(columns, dtype=torch.long, device="cpu"),
+            torch.tensor(edges, dtype=self.dtype, device="cpu"),
+        )
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw independent noise.
+
+        Parameters
+        ----------
+        n
+            Number of runs to draw noise for.
+        generator
+            A CPU generator; nothing else moves.
+
+        Returns
+        -------
+        Tensor
+            Shape [n, dimension], in the record's dtype and on its device: standard
+            normal or uniform on the open interval (0, 1) by column.
+
+        Raises
+        ------
+        ValueError
+            If the record has an obstacle.
+        """
+        self._require_replayable()
+        columns, edges = self._uniform
+        noise = torch.randn(
+            n, self.dimension, generator=generator, dtype=self.dtype, device="cpu"
+        )
+        if columns.numel():
+            uniform = torch.rand(
+                n, columns.numel(), generator=generator, dtype=self.dtype, device="cpu"
+            )
+            noise[:, columns] = torch.clamp(uniform, edges, 1 - edges)
+        return noise.to(self.device)
+
+    def supply(self, noise: Tensor) -> Supply:
+        """Give the program its random numbers for the length of a `with`.
+
+        Inside, the recorded functions return transformations of `noise` instead of
+        drawing: location and scale for normals, the inverse distribution function
+        for what is made of uniforms. A tensor filled in place is left to die, and
+        the result takes its place, so that nothing is mutated; one that is still
+        in use at the next torch call is written after all.
+
+        Parameters
+        ----------
+        noise
+            Shape [dimension], in the order of the requests. `torch.func.vmap` over a
+            leading axis gives one run per draw.
+
+        Returns
+        -------
+        Supply
+            The context manager. It may be entered again, one entry at a time.
+
+        Raises
+        ------
+        ValueError
+            If the record has an obstacle, or `noise` has another shape.
+        NoiseMismatchError
+            Inside, if the program asks for other numbers than were recorded.
+        """
+        self._require_replayable()
+        if noise.shape != (self.dimension,):
+            raise ValueError(
+                f"The noise of one run has shape [{self.dimension}], not "
+                f"{list(noise.shape)}; use torch.func.vmap over a leading axis."
+            )
+        return Supply(self.requests, noise)
+
+    def _require_replayable(self) -> None:
+        if self.obstacle is not None:
+            raise ValueError(
+                f"Noise cannot stand for {self.obstacle}: it is not a transformation "
+                "of normal and uniform numbers. Draw with torch's own generator."
+            )
+
+
+def record(function: Callable[..., object], *args: object) -> NoiseRecord:
+    """Run a program once and learn which random numbers it asks for.
+
+    What the program sets up at its first call (lazy guides do) should be set up
+    before: its random numbers would be recorded too. Torch's random state is as it
+    was afterwards.
+
+    Parameters
+    ----------
+    function
+        Any callable; its result is dropped.
+    *args
+        What to call it with.
+
+    Returns
+    -------
+    NoiseRecord
+        The requests in order, or the obstacle that stands in the way. Random numbers
+        of numpy and of `random` are an obstacle too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.randomness import record
+    >>> def draw(scale):
+    ...     return torch.distributions.Normal(1.0, scale).rsample((3,)).sum()
+    >>> noise = record(draw, torch.tensor(2.0))
+    >>> noise.dimension, noise.reparameterizable
+    (3, True)
+    >>> with noise.supply(torch.tensor([-1.0, 0.0, 2.0])):
+    ...     draw(torch.tensor(2.0))
+    tensor(5.)
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = random.getstate(), _numpy_state()
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        with _Recorder() as recorder:
+            function(*args)
+        if recorder.obstacle is None and recorder.moved():
+            recorder.obstacle = "a random function that torch's Python does not show"
+    if recorder.obstacle is None and before != (random.getstate(), _numpy_state()):
+        recorder.obstacle = "the generator of numpy or of the random module"
+    return NoiseRecord(tuple(recorder.seen), recorder.obstacle, recorder.detached)
+
+
+class _Recorder(NoiseMode):
+    """Draws base noise from its own generator, so that other randomness shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Request] = []
+        self.obstacle: str | None = None
+        self.detached = False
+        self._generator = torch.Generator().manual_seed(0)
+        self._state = _torch_state()
+
+    def noise(self, request: Request) -> Tensor:
+        """Draw what is asked for, and keep the request."""
+        self.seen.append(request)
+        self.detached |= not torch.is_grad_enabled()
+        alone = NoiseRecord((request,))
+        return alone.draw(1, self._generator).reshape(request.shape)
+
+    def other(
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Call it, and see whether it drew from torch's own generator."""
+        result = function(*args, **kwargs)
+        if self.obstacle is None and self.moved():
+            self.obstacle = getattr(function, "__name__", str(function))
+        return result
+
+    def moved(self) -> bool:
+        """Whether torch's global random state is no longer what it was."""
+        return any(
+            not torch.equal(now, then)
+            for now, then in zip(_torch_state(), self._state, strict=False)
+        )
+
+
+def _torch_state() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    _, key, position, *_ = np.random.get_state()  # noqa: NPY002
+    return np.asarray(key).tobytes(), int(position)
+
+
+def standardized(recorded: NoiseRecord, count: int, seed: int) -> Tensor:
+    """Spread out draws with the moments of the noise: quadrature rather than chance.
+
+    Scrambled Sobol points (Owen 1998; Joe and Kuo 2008 for the directions), or
+    independent points above 21,201 dimensions, are mapped through the normal quantile
+    for normal columns and left as they are for uniform ones. Draws come in pairs
+    z, -z (u, 1 - u for uniforms), so that odd moments vanish; an odd one is at the
+    center. Normal columns are then whitened: where `count` exceeds their number their
+    second moment (divisor `count`) is the identity, so that the mean of a quadratic
+    form over the draws is exact; else only each column has variance one.
+
+    Pairs have rank `count // 2`. Where that is too little to whiten, but `count`
+    itself is enough, the draws are centered instead of paired.
+
+    Parameters
+    ----------
+    recorded
+        What `record` returned.
+    count
+        Number of draws; powers of two are spread best.
+    seed
+        Seed of the scrambling; torch's own generator does not move.
+
+    Returns
+    -------
+    Tensor
+        Shape [count, dimension], computed in float64, in the record's dtype and on
+        its device.
+
+    Raises
+    ------
+    ValueError
+        If the record has an obstacle, or `count` is less than one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.randomness import record, standardized
+    >>> noise = record(torch.randn, 3)
+    >>> draws = standardized(noise, 16, seed=0)
+    >>> torch.allclose(draws.T @ draws / 16, torch.eye(3), atol=1e-6)
+    True
+    """
+    recorded._require_replayable()
+    if count < 1:
+        raise ValueError(f"At least one draw is needed, not {count}.")
+    columns, edges = recorded._uniform
+    normal = torch.ones(recorded.dimension, dtype=torch.bool, device="cpu")
+    normal[columns] = False
+    dimension = int(normal.sum())
+    paired = count // 2 >= dimension or count <= dimension
+    rows = count // 2 if paired else count
+    points = _equidistributed(rows, recorded.dimension, seed)
+    z = torch.special.ndtri(points[:, normal])
+    z = _whitened(z if paired else z - z.mean(0), count / 2 if paired else count)
+    draws = torch.empty(count, recorded.dimension, dtype=torch.float64, device="cpu")
+    draws[:, normal] = _paired(z, 0.0, count) if paired else z
+    uniform = points[:, columns]
+    draws[:, columns] = _paired(uniform, 0.5, count) if paired else uniform
+    draws = draws.to(recorded.dtype)
+    draws[:, columns] = torch.clamp(draws[:, columns], edges, 1 - edges)
+    return draws.to(recorded.device)
+
+
+def _equidistributed(count: int, dimension: int, seed: int) -> Tensor:
+    """Points in the open unit cube, shape [count, dimension]."""
+    if not count or not dimension:
+        return torch.empty(count, dimension, dtype=torch.float64, device="cpu")
+    engine = torch.quasirandom.SobolEngine
+    if dimension <= engine.MAXDIM:
+        sobol = engine(dimension, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        points = sobol.draw(count, dtype=torch.float64)
+    else:
+        points = torch.rand(
+            count,
+            dimension,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+            device="cpu",
+        )
+    # Sobol numbers are multiples of 2**-30; zero is one of them.
+    edge = 2.0 ** -(engine.MAXBIT + 1)
+    return points.clamp(edge, 1 - edge)
+
+
+def _paired(half: Tensor, center: float, count: int) -> Tensor:
+    """`half`, its mirror image about `center`, and the center if `count` is odd."""
+    middle = half.new_full((count % 2, half.shape[1]), center)
+    return torch.cat([half, 2 * center - half, middle])
+
+
+def _whitened(z: Tensor, total: float) -> Tensor:
+    """Find the nearest matrix of shape [rows, columns] with `z.T @ z = total * I`.
+
+    That is the polar factor (Higham 1986); with fewer rows than columns there is
+    none, and only the diagonal is made equal to `total`.
+    """
+    whitened: Tensor
+    if z.shape[0] < z.shape[1]:
+        norms = torch.linalg.vector_norm(z, dim=0)
+        whitened = z / norms.clamp_min(torch.finfo(z.dtype).tiny)
+    else:
+        left, _, right = torch.linalg.svd(z, full_matrices=False)
+        whitened = left @ right
+    return math.sqrt(total) * whitened

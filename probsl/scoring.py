@@ -1,0 +1,218 @@
+"""The log density of one run of a program or guide, site by site and row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from probsl.enumeration import sum_out, touches_enumerated, trace_enumerated
+from probsl.sites import Plate, is_deterministic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+# What the discrete latents and the sites that depend on them add up to.
+SUMMED_OUT = "summed out"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one evaluation.
+
+    Attributes
+    ----------
+    arguments
+        The program's arguments.
+    weights
+        One weight per row of this batch, shape ``[rows]``, or None for ones.
+    scale
+        Rows in all over rows in this batch.
+    """
+
+    arguments: dict[str, Any]
+    weights: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row counts once."""
+        return self.weights is None and self.scale == 1.0
+
+    def weigh(self, density: Tensor, axis: int) -> Tensor:
+        """Multiply a log density by the weights of the rows along one axis."""
+        if self.weights is not None:
+            behind = density.dim() - 1 - axis % density.dim()
+            density = density * self.weights.reshape(-1, *[1] * behind)
+        return density * self.scale
+
+
+class Scoring(Messenger):
+    """Substitutes latents and notes the values and log densities of a run.
+
+    Parameters
+    ----------
+    values
+        Site -> value to give it.
+    skip
+        Sites whose log density is not wanted. A dropped prior is skipped and
+        not multiplied by zero, for 0 * -inf is NaN.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], skip: Collection[str] = ()
+    ) -> None:
+        super().__init__()
+        self._given = values
+        self._skip = skip
+        self.messages: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._given and not msg["is_observed"]:
+            msg["value"] = self._given[msg["name"]]
+            msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            return
+        self.messages[msg["name"]] = msg
+        if msg["name"] in self._skip or is_deterministic(msg):
+            return
+        density = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        msg["unscaled_log_prob"] = density
+        msg["log_prob"] = scale_and_mask(density, msg["scale"], msg["mask"])
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Site -> its value in this run."""
+        return {name: msg["value"] for name, msg in self.messages.items()}
+
+
+def site_terms(
+    run: Callable[[], Any],
+    scoring: Scoring,
+    data_plate: Plate | None,
+    batch: Batch,
+    nesting: int | None,
+) -> dict[str, tuple[Tensor, int | None]]:
+    """Run a program and return its weighted log density terms.
+
+    Parameters
+    ----------
+    run
+        Calls the program or guide.
+    scoring
+        Gives the latents their values and notes the densities.
+    data_plate
+        The plate whose elements are rows.
+    batch
+        Weights of the rows.
+    nesting
+        Axes taken by plates, when discrete latents are to be summed out; else None.
+
+    Returns
+    -------
+    dict
+        Site -> (log density, its axis that runs over the rows or None).
+    """
+    together: list[Any] = []
+    if nesting is None:
+        with scoring:
+            run()
+    else:
+        trace = trace_enumerated(run, scoring, nesting)
+        together = [
+            site
+            for site in trace.nodes.values()
+            if "log_prob" in site and touches_enumerated(site["log_prob"], nesting)
+        ]
+    apart = {site["name"] for site in together}
+    terms = weighed_terms(scoring, data_plate, batch, apart=apart)
+    if together:
+        terms.update(_summed_terms(trace, together, data_plate, batch))
+    return terms
+
+
+def weighed_terms(
+    scoring: Scoring,
+    data_plate: Plate | None,
+    batch: Batch,
+    *,
+    apart: Collection[str] = (),
+) -> dict[str, tuple[Tensor, int | None]]:
+    """Return the weighted log density terms of a run that is over.
+
+    Sites named in `apart` are left out. The result is that of `site_terms`.
+    """
+    return {
+        name: _weighed(msg, msg["log_prob"], data_plate, batch)
+        for name, msg in scoring.messages.items()
+        if name not in apart and "log_prob" in msg
+    }
+
+
+def _weighed(
+    msg: Any, density: Tensor, data_plate: Plate | None, batch: Batch
+) -> tuple[Tensor, int | None]:
+    if data_plate is None or data_plate.dim is None:
+        return density, None
+    inside = any(f.name == data_plate.name for f in msg["cond_indep_stack"])
+    if not inside or density.dim() < -data_plate.dim:
+        return density, None
+    if not batch.plain:
+        density = batch.weigh(density, data_plate.dim)
+    return density, data_plate.dim
+
+
+def _summed_terms(
+    trace: Any, together: list[Any], data_plate: Plate | None, batch: Batch
+) -> dict[str, tuple[Tensor, int | None]]:
+    """Sum out discrete latents, with the rows' weights where they belong.
+
+    A discrete latent of one row is summed out before the row is weighed; one
+    shared by all rows after it.
+    """
+    plate = data_plate.name if data_plate else None
+    enumerated = [s for s in together if s["infer"].get("_enumerate_dim") is not None]
+    local = [any(f.name == plate for f in s["cond_indep_stack"]) for s in enumerated]
+    if not batch.plain and any(local) and not all(local):
+        raise ValueError(
+            "rows cannot be weighed or drawn in batches where some discrete latents "
+            "belong to a row and others to all rows "
+            f"({', '.join(s['name'] for s in enumerated)})"
+        )
+    shared = bool(local) and not any(local)
+
+    def before(site: Any, density: Tensor) -> Tensor:
+        return _weighed(site, density, data_plate, batch)[0]
+
+    weigh_before = before if shared and not batch.plain else None
+    terms = {}
+    for index, (term, plates) in enumerate(
+        sum_out(trace, together, before=weigh_before)
+    ):
+        axis = plates.index(plate) if plate in plates else None
+        late = axis is not None and not batch.plain and weigh_before is None
+        weighed = batch.weigh(term, axis) if late and axis is not None else term
+        terms[f"{SUMMED_OUT} {index}"] = (weighed, axis)
+    return terms
+
+
+def total(terms: Mapping[str, tuple[Tensor, int | None]]) -> Tensor:
+    """Add up log density terms."""
+    return torch.stack([term.sum() for term, _ in terms.values()]).sum()
+
+
+def by_row(terms: Mapping[str, tuple[Tensor, int | None]]) -> Tensor:
+    """Add up, row by row, the log density terms that run over the rows."""
+    rows = []
+    for term, axis in terms.values():
+        if axis is not None:
+            others = [i for i in range(term.dim()) if i != axis % term.dim()]
+            rows.append(term.sum(others) if others else term)
+    return torch.stack(rows).sum(0)

@@ -1,0 +1,32 @@
+"""Every test starts from one seed, and leaves the process as it was."""
+
+import os
+
+import pyro
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Few examples, always the same ones; HYPOTHESIS_PROFILE=deep looks further.
+settings.register_profile(
+    "quick",
+    derandomize=True,
+    max_examples=6,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("deep", max_examples=200, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers_and_no_leftovers():
+    """Seed torch for each test alone; no test may leave Pyro parameters behind."""
+    store = pyro.get_param_store()
+    before = {name: id(value) for name, value in store.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    after = {name: id(value) for name, value in store.named_parameters()}
+    assert after == before, "the test changed Pyro's global parameter store"

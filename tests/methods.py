@@ -1,0 +1,75 @@
+"""The methods that the laws range over, and their fits of every program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from programs import PROBLEMS, Case
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+import probsl
+
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+METHODS = {
+    "MLE": probsl.MLE(integrate=()),
+    "MAP": probsl.MAP(),
+    "MAP w=0.3": probsl.MAP(prior_weight=0.3),
+    "MAP unconstrained": probsl.MAP(space="unconstrained"),
+    "MAP Adam": probsl.MAP(optimizer=ADAM, max_steps=60),
+    "SVI AutoNormal": probsl.SVI(AutoNormal),
+    "SVI full rank": probsl.SVI(AutoMultivariateNormal),
+    "SVI chosen": probsl.SVI(),
+    "SVI Adam": probsl.SVI(AutoNormal, optimizer=ADAM, max_steps=60),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A method and a program."""
+
+    method: str
+    case: Case
+
+    @property
+    def is_point(self) -> bool:
+        return not self.method.startswith("SVI")
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.case}"
+
+    def fit(self, **options) -> probsl.Fit:
+        """Fit it anew."""
+        return probsl.fit(
+            self.case.program, self.case.data, METHODS[self.method], **options
+        )
+
+
+def _says_something(method: str, case: Case) -> bool:
+    """Whether a pair takes a way through the code that no other takes."""
+    if "discrete" in case.has and method.startswith("SVI"):
+        # Sums over discrete latents always take noisy steps, here only a few.
+        return method == "SVI Adam"
+    if method == "SVI chosen":
+        return case.name in ("linear", "own parameters", "one joint observation")
+    if method in ("SVI full rank", "MAP w=0.3"):
+        return case.name not in ("factor model", "local scales", "robust", "poisson")
+    if method in ("SVI Adam", "MAP Adam"):
+        return case.name in ("linear", "mixed model", "own parameters", "simplex")
+    return True
+
+
+PAIRS = tuple(
+    Pair(method, case)
+    for case in PROBLEMS
+    for method in METHODS
+    if _says_something(method, case)
+)
+
+
+@cache
+def fitted(pair: Pair) -> probsl.Fit:
+    """Return the fit of a pair; it is made once for all laws, and none changes it."""
+    return pair.fit()
