@@ -12,21 +12,34 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lint types imports format
+.PHONY: help demo test test-arviz1 docs check lint types imports format
 # Two pips in one environment do not get along.
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    fit one program three ways and compare the fits"
+	@echo "make demo    fit one program three ways and compare the fits (writes to demo/)"
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' selects)"
+	@echo "make test-arviz1  test what hands fits to ArviZ with ArviZ 1.x, under python3.12"
+	@echo "make docs    build the pages in docs/_build/html, running everything on them"
 	@echo "make check   lint, types and imports"
 	@echo "make format  format the code and sort its imports"
 
 demo: $(VENV)/.installed-examples
-	$(BIN)/python examples/diabetes.py
+	$(BIN)/python examples/linear_regression.py demo
 
 test: $(VENV)/.installed-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# In an environment of its own, where there is a python3.12.
+test-arviz1:
+	tests/arviz1/run.sh
+
+# From nothing: what is left of an earlier build would hide a page that is gone.
+docs: $(VENV)/.installed-docs
+	@echo "Building the pages, and running everything on them; that takes minutes."
+	rm -rf docs/_build docs/api/generated docs/gallery
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	@echo "The pages are in docs/_build/html; begin with $(CURDIR)/docs/_build/html/index.html"
 
 check: lint types imports
 

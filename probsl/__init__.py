@@ -2,8 +2,14 @@
 
 from probsl.compare import Comparison, compare
 from probsl.fit import Fit, Status, fit, log_score
+from probsl.inference_data import to_arviz
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
+from probsl.plots.forest import plot_forest
+from probsl.plots.losses import plot_losses
+from probsl.plots.predictive import plot_predictive
+from probsl.plots.prior_posterior import plot_prior_posterior
+from probsl.plots.shrinkage import plot_shrinkage
 
 __all__ = [
     "Comparison",
@@ -15,4 +21,10 @@ __all__ = [
     "compare",
     "fit",
     "log_score",
+    "plot_forest",
+    "plot_losses",
+    "plot_predictive",
+    "plot_prior_posterior",
+    "plot_shrinkage",
+    "to_arviz",
 ]

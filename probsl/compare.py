@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probsl.fit import Fit, log_score
+from probsl.methods.point import MLE
 from probsl.summary import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_BLANK = ""
+_HELD_OUT = "held out"
+IN_SPREADS = "moved / sd"
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,9 +26,15 @@ class Comparison:
     ----------
     fits
         Name -> fit.
+    reference
+        Name of the fit that movements are measured from.
     estimates
         One row per parameter, and for each fit the columns ``estimate, sd, lower,
         upper`` (a column index of two levels). A point has no spread.
+    shrinkage
+        One row per parameter, and for each other fit the columns ``moved`` (its
+        estimate less the reference's) and ``moved / sd`` (in standard deviations:
+        the reference's where it has a spread, else those of the first fit with one).
     scores
         One row per fit: the status, the log likelihood at the fit's point, the log
         predictive density of the training rows and, where other data were given,
@@ -34,28 +42,53 @@ class Comparison:
     """
 
     fits: Mapping[str, Fit]
+    reference: str
     estimates: pd.DataFrame
+    shrinkage: pd.DataFrame
     scores: pd.DataFrame
 
     def __str__(self) -> str:
-        parts = [_table(_side_by_side(self.estimates)), _table(_printable(self.scores))]
+        parts = [f"{title}\n{table.to_string()}" for title, table in self._tables()]
         told = [
             f"{name}: {fit.message}"
             for name, fit in self.fits.items()
             if fit.status.name != "CONVERGED"
         ]
-        return "\n\n".join([*parts, *told])
+        return "\n\n".join([*parts, self.caution, *told])
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        tables = (_side_by_side(self.estimates), _printable(self.scores))
-        html: str = "".join(table.to_html() for table in tables)
-        return html
+        parts = [f"<h4>{t}</h4>{table.to_html()}" for t, table in self._tables()]
+        return "".join([*parts, f"<p>{self.caution}</p>"])
+
+    @property
+    def caution(self) -> str:
+        """Which scores may be compared, in a sentence."""
+        problems = [fit.problem for fit in self.fits.values()]
+        if len({problem.observed_digest() for problem in problems}) > 1:
+            return "The fits observed different data: their scores cannot be compared."
+        held_out = (
+            ", or held out, which favors none" if _HELD_OUT in self.scores else ""
+        )
+        return (
+            "Compare scores down a column only: log likelihood and log score are of "
+            f"the fitted rows and favor the freer fit{held_out}."
+        )
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        """Return the tables to print with their titles, their numbers as text."""
+        tables = [("Estimates", _side_by_side(self.estimates))]
+        if len(self.shrinkage.columns):
+            title = f"Moved from {self.reference}"
+            tables.append((title, _side_by_side(self.shrinkage)))
+        return [*tables, ("Scores", _printable(self.scores))]
 
 
-def compare(fits: Mapping[str, Fit], data: Any = None) -> Comparison:
+def compare(
+    fits: Mapping[str, Fit], data: Any = None, reference: str | None = None
+) -> Comparison:
     """Put several fits side by side.
 
     Parameters
@@ -64,18 +97,21 @@ def compare(fits: Mapping[str, Fit], data: Any = None) -> Comparison:
         Name -> fit.
     data
         Held-out rows to score the fits on.
+    reference
+        Name of the fit to measure movements from; None takes the first MLE, else
+        the first fit.
 
     Returns
     -------
     Comparison
-        Estimates with their spreads, and scores.
+        Estimates with their spreads, shrinkage, and scores.
 
     Raises
     ------
     TypeError
         If `fits` is not a mapping of fits.
     ValueError
-        If it is empty.
+        If it is empty, or `reference` names none of them.
 
     Examples
     --------
@@ -110,7 +146,47 @@ def compare(fits: Mapping[str, Fit], data: Any = None) -> Comparison:
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
     scores = pd.DataFrame({n: _scores(f, data) for n, f in fits.items()}).T
-    return Comparison(dict(fits), estimates, scores.infer_objects())
+    reference = default_reference(fits) if reference is None else reference
+    if reference not in fits:
+        raise ValueError(
+            f"reference '{reference}' names none of the fits ({', '.join(fits)})"
+        )
+    return Comparison(
+        fits=dict(fits),
+        reference=reference,
+        estimates=estimates,
+        shrinkage=movements(estimates, reference),
+        scores=scores.infer_objects(),
+    )
+
+
+def default_reference(fits: Mapping[str, Fit]) -> str:
+    """Return the name of the first MLE fit, else of the first fit."""
+    unpenalized = (name for name, fit in fits.items() if isinstance(fit.method, MLE))
+    return next(unpenalized, next(iter(fits)))
+
+
+def movements(estimates: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Return how far each fit moved from the reference.
+
+    Both tables are those of a `Comparison`: its estimates, and its shrinkage.
+    """
+    import pandas as pd
+
+    names = list(dict.fromkeys(estimates.columns.get_level_values(0)))
+    spread = estimates[reference, "sd"]
+    for name in names:
+        # A constant has a spread of zero, which measures nothing.
+        spread = spread.where(spread > 0, estimates[name, "sd"])
+    spread = spread.where(spread > 0)
+    columns = {}
+    for name in names:
+        if name != reference:
+            moved = estimates[name, "estimate"] - estimates[reference, "estimate"]
+            columns[name, "moved"] = moved
+            columns[name, IN_SPREADS] = moved / spread
+    index = pd.MultiIndex.from_tuples(columns, names=None) if columns else None
+    return pd.DataFrame(columns, index=estimates.index, columns=index)
 
 
 def _scores(fit: Fit, data: Any) -> dict[str, Any]:
@@ -123,23 +199,25 @@ def _scores(fit: Fit, data: Any) -> dict[str, Any]:
         else math.nan
     )
     if data is not None:
-        row["held out"] = float(log_score(fit, data).sum())
+        row[_HELD_OUT] = float(log_score(fit, data).sum())
     row["steps"] = fit.steps
     row["seconds"] = fit.seconds
     return row
 
 
-def _side_by_side(estimates: pd.DataFrame) -> pd.DataFrame:
-    """Return the table to print: each fit's estimates, and sds where it has them."""
+def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table by fit to print, without intervals and empty columns."""
     import pandas as pd
 
     columns = {}
-    for name in dict.fromkeys(estimates.columns.get_level_values(0)):
-        for column in COLUMNS[:2]:
-            values = estimates[name, column]
-            if column == "estimate" or values.notna().any():
-                columns[name, column] = values.map(_number)
-    return pd.DataFrame(columns)
+    for (name, column), values in table.items():
+        if column in COLUMNS[2:] or (column == "sd" and values.isna().all()):
+            continue
+        write = "{:.2f}".format if column == IN_SPREADS else _number
+        columns[name, column] = [
+            "" if math.isnan(v) else write(v) for v in values.astype(float)
+        ]
+    return pd.DataFrame(columns, index=table.index)
 
 
 def _printable(scores: pd.DataFrame) -> pd.DataFrame:
@@ -152,15 +230,8 @@ def _printable(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _number(value: float) -> str:
-    """Four significant digits, all digits before the point; nothing for a gap."""
-    if math.isnan(value):
-        return _BLANK
+    """Write four significant digits, and all digits before the point."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:.{digits}f}" if digits < 7 else f"{value:.3e}"
-
-
-def _table(table: pd.DataFrame) -> str:
-    text: str = table.to_string()
-    return text

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,24 @@ class Coordinates:
         """Return name -> constrained value."""
         return {entry.name: entry.transform(part) for entry, part in self.split(flat)}
 
-    def constrain_with_jacobian(self, flat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the constrained values and the log determinant of the Jacobian."""
+    def constrain_with_jacobian(
+        self, flat: Tensor, weigh: Callable[[str, Tensor], Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the constrained values and the log determinant of the Jacobian.
+
+        Parameters
+        ----------
+        flat
+            Unconstrained values, shape ``[size]``.
+        weigh
+            From an entry's name and its log determinants to weighed ones.
+        """
         values, total = {}, flat.new_zeros(())
         for entry, part in self.split(flat):
             value = entry.transform(part)
             values[entry.name] = value
-            total = total + entry.transform.log_abs_det_jacobian(part, value).sum()
+            term = entry.transform.log_abs_det_jacobian(part, value)
+            total = total + (weigh(entry.name, term) if weigh else term).sum()
         return values, total
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:

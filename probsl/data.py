@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from probsl.conversion import Converter
+from probsl.options import did_you_mean, several_names
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,19 @@ class Arguments:
     values
         Name -> tensor or constant.
     labels
-        Name -> the categories behind an argument's integer codes.
+        What its pandas columns meant, see `probsl.conversion.Converter`.
     """
 
     values: dict[str, Any]
-    labels: dict[str, tuple[Any, ...]]
+    labels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def lengths(self) -> dict[str, int]:
+        """Return the length of the first axis of every array."""
+        return {
+            name: len(value)
+            for name, value in self.values.items()
+            if torch.is_tensor(value) and value.ndim
+        }
 
     def cast(self, dtype: torch.dtype) -> Arguments:
         """Return the same arguments with floating tensors of type `dtype`."""
@@ -37,7 +47,7 @@ class Arguments:
             else value
             for name, value in self.values.items()
         }
-        return Arguments(values, self.labels)
+        return replace(self, values=values)
 
 
 def bind(
@@ -56,8 +66,7 @@ def bind(
         A mapping from argument names to arrays or constants, a DataFrame whose
         columns are named like the arguments, or a tuple matched by position.
     labels
-        Name -> the categories whose positions are the codes of that argument,
-        for data that must be coded like earlier ones.
+        Those of earlier arguments, which these must follow.
 
     Raises
     ------
@@ -68,14 +77,10 @@ def bind(
     """
     signature = inspect.signature(function)
     given = by_name(function, data)
-    _check_names(signature, given, strict=not _is_dataframe(data))
-    values, found = {}, {}
-    for name, value in given.items():
-        coded = _recoded(name, value, (labels or {}).get(name))
-        values[name], categories = _convert(name, coded)
-        if categories is not None:
-            found[name] = categories
-    return Arguments(values, found)
+    _check_names(signature, given, data)
+    convert = Converter(labels)
+    values = {name: convert(name, value) for name, value in given.items()}
+    return Arguments(values, convert.labels)
 
 
 def floating_type(
@@ -88,10 +93,13 @@ def floating_type(
 
     Raises
     ------
-    ValueError
-        If the program's own parameters have several types and none is asked for.
+    ValueError, TypeError
+        If the program's own parameters have several types and none is asked for,
+        or it is no floating type.
     """
     if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be such as torch.float64, got {dtype!r}")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type, got {dtype}")
         return dtype
@@ -137,24 +145,25 @@ def find_rows(
     ValueError
         If the shapes do not settle it, or contradict the user's answer.
     """
-    arrays = {
-        n: v for n, v in arguments.values.items() if torch.is_tensor(v) and v.ndim > 0
-    }
-    matching = tuple(n for n, v in arrays.items() if len(v) == size)
+    lengths = arguments.lengths()
+    matching = tuple(n for n, length in lengths.items() if length == size)
     if rows is not None:
-        for name in rows:
-            if name not in arrays:
-                raise ValueError(f"rows names '{name}', which is not an array argument")
+        for name in several_names("rows", rows):
+            if name not in lengths:
+                raise ValueError(
+                    f"rows names '{name}', which is not an array argument; those are "
+                    f"{', '.join(lengths)}{did_you_mean(name, lengths)}"
+                )
             if name not in matching:
                 raise ValueError(
-                    f"rows names '{name}', whose first axis is {len(arrays[name])}, "
-                    f"but the data plate has {size} rows"
+                    f"rows names '{name}', whose first axis is {lengths[name]}, but "
+                    f"the data plate has {size} rows; name arguments of that length"
                 )
         return tuple(rows)
     remedy = f"say which arguments have one entry per row, for example rows={matching}"
     if size > 1:
         for name in matching:
-            if size in arrays[name].shape[1:]:
+            if size in arguments.values[name].shape[1:]:
                 raise ValueError(
                     f"argument '{name}' has {size} entries along several axes, so it "
                     f"is not clear which are rows; {remedy}"
@@ -184,15 +193,23 @@ def row_weights(weights: Any, size: int | None, dtype: torch.dtype) -> Tensor | 
             "weights needs a program whose observed site is in a vectorized plate; "
             'write: with pyro.plate("data", len(x)): ...'
         )
-    converted, _ = _convert("weights", weights)
+    converted = Converter()("weights", weights)
     if not torch.is_tensor(converted) or converted.shape != (size,):
-        shape = tuple(getattr(converted, "shape", ()))
-        raise ValueError(f"weights must have shape ({size},), one per row, got {shape}")
-    if (converted < 0).any():
-        row = int((converted < 0).nonzero()[0, 0])
-        raise ValueError(f"weights must not be negative; the first that is: row {row}")
+        got = (
+            tuple(converted.shape)
+            if torch.is_tensor(converted)
+            else type(converted).__name__
+        )
+        raise ValueError(f"weights must have shape ({size},), one per row, got {got}")
+    negative = converted < 0
+    count = int(negative.sum())
+    if count:
+        raise ValueError(
+            f"weights has {count} negative value{'s' * (count > 1)}, the first in row "
+            f"{int(negative.nonzero()[0, 0])}; give zero or more"
+        )
     if not (converted > 0).any():
-        raise ValueError("weights are all zero, so no row is left to fit")
+        raise ValueError("weights are all zero, so no row is left; keep some positive")
     return converted.to(dtype)
 
 
@@ -212,22 +229,45 @@ def gathered(data: Any) -> tuple[Any, int | None]:
     with torch.random.fork_rng(devices=[]):
         batches = list(data)
     if not batches:
-        raise ValueError("the DataLoader yields no batches")
-    first = batches[0]
-    if isinstance(first, Mapping):
-        joined: Any = {k: _joined([b[k] for b in batches]) for k in first}
-    else:
-        first = first if isinstance(first, tuple | list) else (first,)
-        parts = [b if isinstance(b, tuple | list) else (b,) for b in batches]
-        joined = tuple(_joined([b[i] for b in parts]) for i in range(len(first)))
-    return joined, data.batch_size
+        raise ValueError(
+            "the DataLoader yields no batches; give its data set some rows"
+        )
+    named = [_entries(batch) for batch in batches]
+    kinds = list(dict.fromkeys(tuple(entries) for entries in named))
+    if len(kinds) > 1:
+        shown = [", ".join(map(str, kind)) or "nothing" for kind in kinds[:2]]
+        raise ValueError(
+            f"the DataLoader yields batches of {shown[0]} and of {shown[1]}; let its "
+            "collate_fn return the same names in every batch"
+        )
+    joined = {name: _joined(name, [b[name] for b in named]) for name in named[0]}
+    whole = joined if isinstance(batches[0], Mapping) else tuple(joined.values())
+    return whole, data.batch_size
 
 
-def _joined(parts: list[Any]) -> Any:
-    """Put batches end to end; what is not an array is a constant."""
-    if torch.is_tensor(parts[0]) and parts[0].ndim:
+def _entries(batch: Any) -> dict[Any, Any]:
+    """Return what a batch holds, by name or by position."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    entries = batch if isinstance(batch, tuple | list) else (batch,)
+    return dict(enumerate(entries))
+
+
+def _joined(name: Any, parts: list[Any]) -> Any:
+    """Put batches end to end; what has no rows is a constant."""
+    first = parts[0]
+    if torch.is_tensor(first) and first.ndim:
         return torch.cat(parts)
-    return parts[0]
+    if isinstance(first, np.ndarray) and first.ndim:
+        return np.concatenate(parts)
+    if isinstance(first, list):
+        return [entry for part in parts for entry in part]
+    if any(not bool(part == first) for part in parts):
+        raise ValueError(
+            f"entry '{name}' of the DataLoader has no row axis and differs from batch "
+            "to batch; give the DataLoader a batch_size, or yield arrays"
+        )
+    return first
 
 
 def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
@@ -243,7 +283,7 @@ def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
         return {n: data[n] for n in signature.parameters if n in data.columns}
     if isinstance(data, Mapping):
         return dict(data)
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple):
         names = list(signature.parameters)
         if len(data) > len(names):
             raise ValueError(
@@ -253,155 +293,54 @@ def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
         return dict(zip(names, data, strict=False))
     raise TypeError(
         "data must map the program's argument names to arrays, such as "
-        f'{{"x": x, "y": y}}, or be a DataFrame or a DataLoader; '
-        f"got {type(data).__name__}"
+        '{"x": x, "y": y}, or be a DataFrame, a DataLoader or a tuple of arrays in '
+        f"the order of the arguments; got {type(data).__name__}"
     )
 
 
 def _check_names(
-    signature: inspect.Signature, given: Mapping[str, Any], *, strict: bool
+    signature: inspect.Signature, given: Mapping[Any, Any], data: Any
 ) -> None:
+    """Refuse data that the program does not take, or lacks."""
     parameters = signature.parameters
-    kinds = {p.kind for p in parameters.values()}
-    required = [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    unknown = [n for n in given if n not in parameters]
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [n for n, p in parameters.items() if p.kind not in unnamed]
+    required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
+    unknown = [n for n in given if n not in named]
     missing = [n for n in required if n not in given]
-    if unknown and strict and inspect.Parameter.VAR_KEYWORD not in kinds:
-        near = difflib.get_close_matches(unknown[0], parameters, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+    if any(not isinstance(n, str) for n in unknown):
+        raise TypeError(
+            f"data has the key {unknown[0]!r}; its keys must be the names of the "
+            f"program's arguments, {', '.join(named)}"
+        )
+    _check_kinds(parameters.values(), all_named=takes_any or not unknown)
+    if unknown and not takes_any:
         raise ValueError(
             f"data has '{unknown[0]}', which is not an argument of the program "
-            f"({', '.join(parameters)}){hint}"
+            f"({', '.join(named)}){did_you_mean(unknown[0], named)}"
         )
     if missing:
+        columns = data.columns if _is_dataframe(data) else given
+        offered = [str(name) for name in columns]
         raise ValueError(
             f"data lacks '{missing[0]}', an argument of the program; given: "
-            f"{', '.join(given) or 'nothing'}"
+            f"{', '.join(offered) or 'nothing'}{did_you_mean(missing[0], offered)}"
         )
 
 
-def _convert(name: str, value: Any) -> tuple[Any, tuple[Any, ...] | None]:
-    """Return a tensor (or the constant) and the categories behind its codes."""
-    categories = None
-    if _is_pandas(value):
-        value, categories = _from_pandas(name, value)
-    if isinstance(value, list | tuple) and value and not torch.is_tensor(value[0]):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray):
-        value = _from_numpy(name, value)
-    if torch.is_tensor(value):
-        value = value.detach()
-        _check_finite(name, value)
-    return value, categories
-
-
-def _from_pandas(name: str, value: Any) -> tuple[Any, tuple[Any, ...] | None]:
-    import pandas as pd
-
-    if isinstance(value, pd.DataFrame):
-        columns = [
-            _from_numpy(
-                f"{name}.{column}", _column(f"{name}.{column}", value[column])[0]
+def _check_kinds(parameters: Iterable[inspect.Parameter], *, all_named: bool) -> None:
+    """Refuse a program that does not take its data by name."""
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY or (
+            parameter.kind is parameter.VAR_POSITIONAL and not all_named
+        ):
+            raise TypeError(
+                f"the program must take its data by name, but '{parameter}' is by "
+                "position; declare it as in def program(x, y=None)"
             )
-            for column in value.columns
-        ]
-        if not columns:
-            raise ValueError(f"argument '{name}' is a DataFrame without columns")
-        kind = columns[0].dtype
-        for column in columns[1:]:
-            kind = torch.promote_types(kind, column.dtype)
-        return torch.stack([c.to(kind) for c in columns], dim=1), None
-    return _column(name, pd.Series(value))
 
 
-def _column(name: str, series: Any) -> tuple[Any, tuple[Any, ...] | None]:
-    import pandas as pd
-
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        codes = series.cat.codes.to_numpy()
-        _refuse_missing(name, codes < 0)
-        return codes.astype(np.int64), tuple(series.cat.categories)
-    if pd.api.types.is_extension_array_dtype(series.dtype) and (
-        pd.api.types.is_numeric_dtype(series.dtype)
-    ):
-        _refuse_missing(name, series.isna().to_numpy())
-        return series.to_numpy(dtype=series.dtype.numpy_dtype), None
-    return series.to_numpy(), None
-
-
-def _recoded(name: str, value: Any, categories: tuple[Any, ...] | None) -> Any:
-    """Give pandas categories the codes that they had in the fit."""
-    if categories is None or not _is_pandas(value):
-        return value
-    import pandas as pd
-
-    series = pd.Series(value)
-    unknown = set(series.dropna().unique()) - set(categories)
-    if unknown:
-        raise ValueError(
-            f"argument '{name}' has the category {sorted(unknown, key=str)[0]!r}, "
-            f"which the fit did not see; it saw {', '.join(map(repr, categories))}"
-        )
-    return series.astype(pd.CategoricalDtype(list(categories)))
-
-
-def _refuse_missing(name: str, missing: Any) -> None:
-    if missing.any():
-        raise ValueError(
-            f"argument '{name}' has {int(missing.sum())} missing values, the first in "
-            f"row {int(missing.argmax())}; drop or fill those rows"
-        )
-
-
-def _from_numpy(name: str, value: Any) -> Tensor:
-    value = np.asarray(value)
-    if value.dtype.kind not in "biufc":
-        kind = {"O": "objects", "U": "text", "S": "text", "M": "dates"}
-        held = kind.get(value.dtype.kind, str(value.dtype))
-        raise TypeError(
-            f"argument '{name}' holds {held}; turn it into numbers, for example with "
-            'pandas: column.astype("category")'
-        )
-    if value.dtype.kind == "u" and value.dtype != np.uint8:
-        value = value.astype(np.int64)
-    # torch shares memory only with writable arrays in native order and layout.
-    if (
-        not value.flags.writeable
-        or not value.dtype.isnative
-        or any(s < 0 for s in value.strides)
-    ):
-        value = value.astype(value.dtype.newbyteorder("="), copy=True)
-    return torch.from_numpy(value)
-
-
-def _check_finite(name: str, value: Tensor) -> None:
-    if not value.is_floating_point() and not value.is_complex():
-        return
-    finite = value.isfinite()
-    if bool(finite.all()):
-        return
-    count = int((~finite).sum())
-    first = (~finite).nonzero()[0].tolist()
-    where = f"row {first[0]}" if first else "its only value"
-    if len(first) > 1:
-        where += f", column {first[1]}" if len(first) == 2 else f", index {first[1:]}"
-    raise ValueError(
-        f"argument '{name}' has {count} NaN or infinite values, the first in {where}; "
-        "drop or fill those rows"
-    )
-
-
-def _is_dataframe(value: Any) -> bool:
+def _is_dataframe(data: Any) -> bool:
     pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
-
-
-def _is_pandas(value: Any) -> bool:
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(
-        value, pandas.DataFrame | pandas.Series | pandas.Index | pandas.Categorical
-    )
+    return pandas is not None and isinstance(data, pandas.DataFrame)

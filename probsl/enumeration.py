@@ -53,6 +53,38 @@ def touches_enumerated(density: Tensor, nesting: int) -> bool:
     return density.dim() > nesting
 
 
+def connected(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
+    """Split sites into groups that share enumerated latents.
+
+    Parameters
+    ----------
+    trace
+        From `trace_enumerated`.
+    sites
+        Messages of the enumerated sites and of those that depend on them, with
+        their ``unscaled_log_prob``.
+
+    Returns
+    -------
+    list of list
+        The messages; `sum_out` makes one term of each group.
+    """
+    plates = set(trace.plate_to_symbol.values())
+    sites = list(sites)
+    groups: list[tuple[set[str], list[int]]] = []
+    for index, site in enumerate(sites):
+        packed = pack(site["unscaled_log_prob"], site["infer"]["_dim_to_symbol"])
+        symbols, members = set(packed._pyro_dims) - plates, [index]
+        apart = []
+        for others, group in groups:
+            if others & symbols:
+                symbols, members = symbols | others, members + group
+            else:
+                apart.append((others, group))
+        groups = [*apart, (symbols, members)]
+    return [[sites[index] for index in sorted(members)] for _, members in groups]
+
+
 def sum_out(
     trace: poutine.Trace,
     sites: Iterable[Any],

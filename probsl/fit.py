@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from probsl.data import gathered
 from probsl.isolation import isolated
+from probsl.options import whole_number
 from probsl.predict import deterministics, log_score_rows, predictive
 from probsl.problem import Problem
 from probsl.summary import summarize
@@ -210,7 +212,7 @@ class Fit:
         dict
             Site -> tensor ``[n, ...]`` in constrained space.
         """
-        _check_positive("n", n)
+        n = whole_number("n", n)
         return self._complete(self.posterior.draw(n, seed), n)
 
     def summary(
@@ -284,7 +286,7 @@ class Fit:
         ValueError
             If an argument is missing, or a group's size differs from the fitted one.
         """
-        _check_positive("draws", draws)
+        draws = whole_number("draws", draws)
         values = self.posterior.draw(draws, seed)
         return predictive(
             self.problem, values, self.posterior.own, data, count=draws, seed=seed + 1
@@ -388,11 +390,9 @@ def fit(
     >>> probsl.fit(program, {"y": heads}, probsl.MAP()).point()
     {'p': tensor(0.5357)}
     """
-    if not callable(getattr(method, "run", None)):
-        raise TypeError(
-            "method must be a value such as probsl.MLE(), probsl.MAP() or "
-            f"probsl.SVI(); got {method!r}"
-        )
+    _check_method(method)
+    _check_callbacks(callbacks)
+    seed = whole_number("seed", seed, least=0)
     started = time.perf_counter()
     data, loader_size = gathered(data)
     problem = Problem.build(program, data, rows=rows, weights=weights, dtype=dtype)
@@ -447,7 +447,9 @@ def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tenso
     >>> probsl.log_score(fit, {"y": torch.tensor([2.0])})
     tensor([-0.9189])
     """
-    _check_positive("draws", draws)
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit must be what probsl.fit returns, got {fit!r}")
+    draws = whole_number("draws", draws)
     problem = fit.problem.with_data(data)
     local = any(problem.is_local(s) for s in problem.latents)
     count = 1 if fit.posterior.is_point and not local else draws
@@ -460,6 +462,26 @@ def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tenso
     )
 
 
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def _check_method(method: Any) -> None:
+    """Refuse what is no method; a Pyro SVI has a `run` too, but of another kind."""
+    runs = callable(getattr(method, "run", None))
+    if isinstance(method, type):
+        made = f"make one of it: {method.__name__}()" if runs else "give one of those"
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got the class {method.__name__}; {made}"
+        )
+    if not runs or type(method).__module__.startswith("pyro."):
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got {method!r}"
+        )
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    listed = not callable(callbacks) and isinstance(callbacks, Iterable)
+    if not listed or not all(map(callable, callbacks)):
+        raise TypeError(
+            "callbacks must be functions in a list or tuple, such as "
+            f"callbacks=[report], got {callbacks!r}"
+        )

@@ -113,22 +113,27 @@ class Functional:
     def collect(self, arguments: Mapping[str, Any]) -> None:
         """Run the callable once and note every parameter it has."""
         statements = _ParameterStatements()
-        with statements, _module_contexts(self._container):
-            self._container(**arguments)
+        with statements:
+            self._call({}, arguments)
         self.own = (*self._module_parameters(), *statements.found.values())
 
     def __call__(self, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `own` (name -> unconstrained) in place."""
         tensors = {p.path: own[p.name] for p in self.own if not p.statement}
         values = {p.name: p.constrain(own[p.name]) for p in self.own if p.statement}
+        with _Substitution(values):
+            return self._call(tensors, arguments)
+
+    def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
+        """Run the callable with `tensors` (path -> value) in its modules."""
         dtype = torch.get_default_dtype()
-        # Frozen parameters and buffers come along cloned or cast, never in place.
+        # All other parameters and buffers come along cloned or cast, never in place.
         for path, tensor in self._container.named_buffers():
             tensors[path] = _cast(tensor, dtype).clone()
         for path, tensor in self._container.named_parameters():
             if path not in tensors:
                 tensors[path] = _cast(tensor.detach(), dtype)
-        with _Substitution(values), _module_contexts(self._container):
+        with _module_contexts(self._container):
             return torch.func.functional_call(
                 self._container, tensors, (), dict(arguments)
             )
@@ -142,7 +147,7 @@ class Functional:
                 yield
         finally:
             for name, buffer in self._container.named_buffers():
-                if name in kept:
+                if name in kept and not torch.equal(buffer, kept[name]):
                     buffer.copy_(kept[name])
 
     def _module_parameters(self) -> Iterator[OwnParameter]:
@@ -190,7 +195,10 @@ class _ParameterStatements(Messenger):
         if _MODULE_DIVIDER in name or msg["fn"] != pyro.get_param_store().get_param:
             return
         constraint = msg["kwargs"].get("constraint", constraints.real)
-        transform = biject_to(constraint)
+        try:
+            transform = biject_to(constraint)
+        except NotImplementedError:  # a Cholesky factor has no bijection
+            transform = transform_to(constraint)
         value = msg["value"].detach().to(torch.get_default_dtype())
         self.found[name] = OwnParameter(
             name=name,

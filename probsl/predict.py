@@ -16,9 +16,10 @@ from probsl.random_functions import independent_draws
 from probsl.sites import Role, is_deterministic, is_observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from probsl.problem import Problem
+    from probsl.sites import Site
 
 # Elements that one vectorized pass may hold per site, to bound its memory.
 _CHUNK_ELEMENTS = 4_000_000
@@ -72,21 +73,29 @@ def predictive(
             if is_deterministic(msg) or name in observed
         }
 
-    with isolated(problem.dtype, seed), torch.no_grad():
-        return map_draws(generate, kept, count, problem.size)
+    try:
+        with isolated(problem.dtype, seed), torch.no_grad():
+            return map_draws(generate, kept, count, problem.size)
+    except Exception as error:
+        _annotate_shapes(error, problem, arguments)
+        raise
 
 
-def deterministics(problem: Problem, draws: Draws, own: Draws, count: int) -> Draws:
+def deterministics(
+    problem: Problem, draws: Draws, own: Draws, count: int, *, by_row: bool = False
+) -> Draws:
     """Return the deterministic sites of each draw, for the fitted data.
 
-    Sites with one entry per row are left to `predictive`.
+    Those with one entry per row if `by_row`, else the others. Sites that vary with a
+    discrete latent, which is summed out, are left to `predictive`.
     """
+    mixed = problem.mixed()
     chosen = [
         s.name
         for s in problem.sites
         if s.role is Role.DETERMINISTIC
-        and not problem.is_local(s)
-        and not (problem.has_rows and s.shape[:1] == (problem.size,))
+        and _by_row(problem, s) is by_row
+        and s.name not in mixed
     ]
     if not chosen:
         return {}
@@ -99,6 +108,92 @@ def deterministics(problem: Problem, draws: Draws, own: Draws, count: int) -> Dr
 
     with isolated(problem.dtype), torch.no_grad():
         return map_draws(generate, draws, count, problem.size)
+
+
+def _by_row(problem: Problem, site: Site) -> bool:
+    return problem.is_local(site) or (
+        problem.has_rows and site.shape[:1] == (problem.size,)
+    )
+
+
+def replicates(
+    problem: Problem, draws: Draws, own: Draws, *, count: int, seed: int
+) -> tuple[Draws, tuple[str, ...]]:
+    """Draw the observed sites anew for the fitted rows.
+
+    Unlike `predictive`, it takes the latents with one entry per row as they are.
+
+    Parameters
+    ----------
+    problem, draws, own, count, seed
+        As for `predictive`.
+
+    Returns
+    -------
+    tuple
+        Site -> values, draws on the first axis; and the names of the observed
+        sites that cannot be drawn, for their distribution has no sampler.
+    """
+    names = problem.named(Role.OBSERVED)
+    return _anew(problem, draws, own, names, count=count, seed=seed)
+
+
+def prior_draws(
+    problem: Problem, own: Draws, *, count: int, seed: int
+) -> tuple[Draws, tuple[str, ...]]:
+    """Draw the latents from the program, whatever it observed.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    own
+        Own parameter -> unconstrained value.
+    count
+        The number of draws.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    tuple
+        Latent site -> values, draws on the first axis; and the names of those
+        that cannot be drawn: the improper ones and all that depend on them.
+    """
+    names = tuple(s.name for s in problem.latents)
+    draws, missing = _anew(problem, {}, own, names, count=count, seed=seed)
+    for site in problem.latents:
+        if site.name in draws and set(site.parents) & set(missing):
+            missing = (*missing, site.name)
+            del draws[site.name]
+    return draws, missing
+
+
+def _anew(
+    problem: Problem,
+    given: Draws,
+    own: Draws,
+    names: tuple[str, ...],
+    *,
+    count: int,
+    seed: int,
+) -> tuple[Draws, tuple[str, ...]]:
+    """Draw some sites from the program; return them, and the names that cannot be."""
+    own = {name: value.detach() for name, value in own.items()}
+    missing: set[str] = set()
+
+    def generate(values: Draws) -> Draws:
+        drawing = Drawing(values, names, problem.feasible_values(), missing)
+        with drawing:
+            problem.run(own, problem.arguments.values)
+        return {name: drawing.messages[name]["value"] for name in names}
+
+    with isolated(problem.dtype, seed), torch.no_grad():
+        drawn = map_draws(generate, given, count, problem.size)
+    return (
+        {name: value for name, value in drawn.items() if name not in missing},
+        tuple(name for name in names if name in missing),
+    )
 
 
 def log_score_rows(
@@ -202,24 +297,64 @@ class Generating(Messenger):
             msg["value"] = value
             msg["done"] = True
 
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # A distribution made outside the program may draw in another floating type.
+        value, dtype = msg["value"], torch.get_default_dtype()
+        if torch.is_tensor(value) and value.is_floating_point():
+            msg["value"] = value.to(dtype)
+
+
+class Drawing(Generating):
+    """Runs a program forward and draws some sites anew, observed or not.
+
+    A site without a sampler, such as one with an improper prior, keeps its observed
+    value or takes that of `instead`, and its name is added to `missing`.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        anew: Collection[str],
+        instead: Mapping[str, Tensor],
+        missing: set[str],
+    ) -> None:
+        super().__init__(values)
+        self._anew = anew
+        self._instead = instead
+        self._missing = missing
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        name = msg["name"]
+        if name not in self._anew:
+            return
+        try:
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+        except NotImplementedError:
+            msg["value"] = self._instead.get(name, msg["value"])
+            self._missing.add(name)
+        msg["done"] = True
+
 
 def new_arguments(problem: Problem, data: Any) -> dict[str, Any]:
     """Bind new inputs; observed arguments are left out, constants carried over."""
-    observed = _observed_arguments(problem)
-    fitted = problem.arguments
-    given = problem.program.function
-    data = {
-        n: v
-        for n, v in by_name(problem.program.function, data).items()
-        if n not in observed
-    }
-    for name, value in fitted.values.items():
-        if name not in data and name not in problem.rows and name not in observed:
-            data[name] = value
-    return bind(given, data, labels=fitted.labels).cast(problem.dtype).values
+    observed = observed_arguments(problem)
+    function, labels = problem.program.function, problem.arguments.labels
+    given = {**problem.constants(), **by_name(function, data)}
+    inputs = {name: value for name, value in given.items() if name not in observed}
+    required = [
+        n for n in problem.rows if n not in problem.program.optional_arguments()
+    ]
+    absent = [name for name in required if name not in inputs]
+    if absent and all(name in problem.arguments.values for name in inputs):
+        raise ValueError(
+            f"data lacks '{absent[0]}', an argument of the program; give it or, if it "
+            f"is what the program observes, declare it with a default, {absent[0]}=None"
+        )
+    return bind(function, inputs, labels=labels).cast(problem.dtype).values
 
 
-def _observed_arguments(problem: Problem) -> set[str]:
+def observed_arguments(problem: Problem) -> set[str]:
     """Find the arguments without which an observed site is observed no more."""
     values = problem.feasible_values()
     own = {p.name: p.start for p in problem.own}
@@ -243,6 +378,19 @@ def _observed_arguments(problem: Problem) -> set[str]:
         if rest < everything:
             found.add(name)
     return found
+
+
+def _annotate_shapes(
+    error: Exception, problem: Problem, arguments: Mapping[str, Any]
+) -> None:
+    """Add to an error which arguments have other columns than in the fit."""
+    for name in problem.rows:
+        fitted, new = problem.arguments.values[name], arguments.get(name)
+        if torch.is_tensor(new) and new.shape[1:] != fitted.shape[1:]:
+            error.add_note(
+                f"probsl: argument '{name}' has shape {tuple(new.shape)}, and had "
+                f"{tuple(fitted.shape)} in the fit; give the same columns"
+            )
 
 
 def _kept(problem: Problem, draws: Draws) -> Draws:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 
 from probsl.coordinates import Coordinates, Entry
-from probsl.data import Arguments, bind, find_rows, floating_type, row_weights
+from probsl.data import Arguments, bind, by_name, find_rows, floating_type, row_weights
+from probsl.dry_run import ADD_A_PLATE, check_program, dry_run
 from probsl.isolation import isolated
+from probsl.options import whole_number
 from probsl.parameters import Functional, OwnParameter
-from probsl.scoring import Batch, Scoring, by_row, site_terms, total
+from probsl.scoring import Batch, Scoring, by_row, named_terms, site_terms, total
 from probsl.sites import (
     Plate,
     Role,
@@ -22,16 +25,11 @@ from probsl.sites import (
     inventory,
     is_observation,
     plates_of,
-    refuse_unannotated,
     visit,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-ADD_A_PLATE = (
-    'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
-)
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +74,7 @@ class Problem:
         rows: Sequence[str] | None = None,
         weights: Any = None,
         dtype: torch.dtype | None = None,
+        labels: Mapping[str, tuple[Any, ...]] | None = None,
     ) -> Problem:
         """Bind a program to data and take the inventory of its sites.
 
@@ -91,6 +90,8 @@ class Problem:
             One weight per row.
         dtype
             The floating type to compute in; None takes the program's or the data's.
+        labels
+            Name -> the categories behind the codes of an argument, if known.
 
         Raises
         ------
@@ -98,15 +99,12 @@ class Problem:
             If the data or the program cannot be fitted; the sentence names the
             site, the argument or the row.
         """
+        check_program(program)
         functional = Functional(program)
-        _refuse_batch_norm(functional)
-        arguments = bind(program, data)
+        arguments = bind(program, data, labels=labels)
         dtype = floating_type(arguments, functional.floating_types(), dtype)
         arguments = arguments.cast(dtype)
-        with isolated(dtype, validate=True):
-            messages = visit(lambda: functional.collect(arguments.values))
-        refuse_unannotated(messages)
-        _check_observations(messages)
+        messages = dry_run(functional, arguments, dtype)
         plate = _data_plate(messages)
         with isolated(dtype):
             own = {p.name: p.start for p in functional.own}
@@ -131,8 +129,26 @@ class Problem:
         return problem.reweighted(weights)
 
     def with_data(self, data: Any) -> Problem:
-        """Return the same program bound to other data, the rows unweighted."""
-        return Problem.build(self.program.function, data, dtype=self.dtype)
+        """Return the same program bound to other data, the rows unweighted.
+
+        Constants may be left out, and categories are coded as they were.
+        """
+        given = {**self.constants(), **by_name(self.program.function, data)}
+        return Problem.build(
+            self.program.function,
+            given,
+            rows=[n for n in self.rows if n in given] or None,
+            dtype=self.dtype,
+            labels=self.arguments.labels,
+        )
+
+    def constants(self) -> dict[str, Any]:
+        """Return the arguments that new rows need not bring along."""
+        return {
+            name: value
+            for name, value in self.arguments.values.items()
+            if name not in self.rows and (self.has_rows or not torch.is_tensor(value))
+        }
 
     def reweighted(self, weights: Any) -> Problem:
         """Return the same problem with other row weights, None for ones."""
@@ -166,10 +182,35 @@ class Problem:
         """Return one site by its name."""
         return next(s for s in self.sites if s.name == name)
 
+    def mixed(self) -> set[str]:
+        """Return the names of the deterministics that vary with a discrete latent.
+
+        As that is summed out, they have a distribution given the other latents.
+        """
+        if not self.named(Role.ENUMERATED):
+            return set()
+        run = Scoring(self.feasible_values(), {s.name for s in self.sites})
+        own = {p.name: p.start for p in self.own}
+        with isolated(self.dtype), torch.no_grad():
+            named_terms(
+                lambda: self.run(own, self.arguments.values), run, self._nesting()
+            )
+        names = self.named(Role.DETERMINISTIC)
+        return {n for n in names if run.values[n].dim() > len(self.site(n).shape)}
+
     def is_local(self, site: Site) -> bool:
         """Return whether a site has one entry per row."""
         plate = self.data_plate
         return plate is not None and any(p.name == plate.name for p in site.plates)
+
+    def weigh_rows(self, name: str, density: Tensor) -> Tensor:
+        """Return a latent's log densities with the weights of their rows."""
+        plate = self.data_plate
+        if self.weights is None or plate is None or plate.dim is None:
+            return density
+        if name not in {s.name for s in self.latents if self.is_local(s)}:
+            return density
+        return self.batch().weigh(density, plate.dim)
 
     def coordinates(self, names: Sequence[str] | None = None) -> Coordinates:
         """Return the layout of latents and own parameters in one flat vector.
@@ -193,8 +234,7 @@ class Problem:
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuse batches where they would not be the same problem."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = whole_number("batch_size", batch_size)
         if not self.has_rows:
             raise ValueError(
                 "batch_size needs rows, and the program has no vectorized data plate; "
@@ -251,6 +291,21 @@ class Problem:
             arguments[name] = arguments[name][index]
         weights = None if self.weights is None else self.weights[index]
         return Batch(arguments, weights, self.size / len(index))
+
+    def observed_values(self) -> dict[str, Tensor]:
+        """Return observed site -> its value."""
+        own = {p.name: p.start for p in self.own}
+        with isolated(self.dtype), torch.no_grad():
+            messages = visit(lambda: self.run(own, self.arguments.values))
+        return {n: m["value"] for n, m in messages.items() if is_observation(m)}
+
+    def observed_digest(self) -> str:
+        """Return a fingerprint of the observed values, to tell data apart."""
+        digest = hashlib.sha256()
+        for name, value in self.observed_values().items():
+            digest.update(name.encode())
+            digest.update(value.double().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def batch(self) -> Batch:
         """Return the whole data as one batch."""
@@ -327,6 +382,37 @@ class Problem:
         skip = {s.name for s in self.latents}
         return total(self._terms(values, own, self.batch(), skip))
 
+    def log_density_by_site(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        names: Collection[str],
+    ) -> dict[str, tuple[Tensor, tuple[str | None, ...]]]:
+        """Return the log density of each of some sites, without any weights.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value.
+        own
+            Own parameter -> unconstrained value.
+        names
+            The sites, observed or latent.
+
+        Returns
+        -------
+        dict
+            Site -> (log density, the plate behind each axis or None). Sites joined
+            by discrete latents have one term, see `probsl.scoring.named_terms`.
+        """
+        enumerated = self.named(Role.ENUMERATED)
+        skip = {s.name for s in self.sites} - {*names, *enumerated}
+        return named_terms(
+            lambda: self.run(own, self.arguments.values),
+            Scoring(values, skip),
+            self._nesting() if enumerated else None,
+        )
+
     def _terms(
         self,
         values: Mapping[str, Tensor],
@@ -355,16 +441,6 @@ def _dropped(prior_weights: Mapping[str, float]) -> set[str]:
     return {name for name, weight in prior_weights.items() if weight == 0}
 
 
-def _refuse_batch_norm(functional: Functional) -> None:
-    for name, module in functional.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(
-                f"module '{name}' is a {type(module).__name__} in train mode: its rows "
-                "depend on each other, so there is no likelihood to maximize; call "
-                ".eval() on it, or use LayerNorm or GroupNorm instead"
-            )
-
-
 def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:
     if not any(s.latent for s in sites) and not functional.own:
         raise ValueError(
@@ -372,55 +448,6 @@ def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> Non
             'nothing to fit; declare one, for example pyro.sample("w", '
             "dist.Normal(0.0, 1.0))"
         )
-
-
-def _check_observations(messages: Mapping[str, Any]) -> None:
-    observed = {n: m for n, m in messages.items() if is_observation(m)}
-    factors = [n for n, m in messages.items() if m["is_observed"]]
-    if not observed and not factors:
-        raise ValueError(
-            "the program observed nothing: no site has obs=; pass the observed "
-            "argument in data, and write pyro.sample(name, distribution, obs=y)"
-        )
-    for name, message in observed.items():
-        _check_shape(name, message)
-        _check_support(name, message)
-
-
-def _check_shape(name: str, message: Any) -> None:
-    fn, value = message["fn"], message["value"]
-    expected = fn.batch_shape + fn.event_shape
-    if tuple(value.shape) != tuple(expected):
-        raise ValueError(
-            f"site '{name}' observes an array of shape {tuple(value.shape)}, but its "
-            f"distribution has shape {tuple(expected)}; give both the same shape"
-        )
-    declared = {p.dim for p in plates_of(message)}
-    free = [
-        axis
-        for axis in range(-len(fn.batch_shape), 0)
-        if axis not in declared and fn.batch_shape[axis] > 1
-    ]
-    if free:
-        raise ValueError(
-            f"site '{name}' observes an array of shape {tuple(value.shape)} outside a "
-            f"plate; {ADD_A_PLATE}, or declare one joint observation with .to_event()"
-        )
-
-
-def _check_support(name: str, message: Any) -> None:
-    fn, value = message["fn"], message["value"]
-    inside = fn.support.check(value)
-    if bool(inside.all()):
-        return
-    outside = (~inside).nonzero()
-    first = outside[0].tolist()
-    row = f"row {first[0]}" if first else "its only value"
-    shown = value[tuple(first)].tolist() if first else value.tolist()
-    raise ValueError(
-        f"site '{name}' observes {len(outside)} values outside the support of its "
-        f"{type(fn).__name__}, {fn.support}; the first is {shown} in {row}"
-    )
 
 
 def _data_plate(messages: Mapping[str, Any]) -> Plate | None:
@@ -433,12 +460,6 @@ def _data_plate(messages: Mapping[str, Any]) -> Plate | None:
     first = outermost[0] if outermost else None
     if first is None or any(p is None or p.name != first.name for p in outermost):
         return None
-    if first.full_size != first.size:
-        raise ValueError(
-            f"plate '{first.name}' draws a subsample of {first.size} of "
-            f"{first.full_size} rows by itself; write plate('{first.name}', len(x)) "
-            "and let fit draw the batches, with batch_size="
-        )
     return first
 
 

@@ -11,8 +11,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probsl.enumeration import sum_out, touches_enumerated, trace_enumerated
-from probsl.sites import Plate, is_deterministic
+from probsl.enumeration import (
+    connected,
+    sum_out,
+    touches_enumerated,
+    trace_enumerated,
+)
+from probsl.sites import Plate, is_deterministic, scored_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -83,7 +88,8 @@ class Scoring(Messenger):
         self.messages[msg["name"]] = msg
         if msg["name"] in self._skip or is_deterministic(msg):
             return
-        density = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        value = scored_value(msg)
+        density = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
         msg["unscaled_log_prob"] = density
         msg["log_prob"] = scale_and_mask(density, msg["scale"], msg["mask"])
 
@@ -120,22 +126,73 @@ def site_terms(
     dict
         Site -> (log density, its axis that runs over the rows or None).
     """
-    together: list[Any] = []
-    if nesting is None:
-        with scoring:
-            run()
-    else:
-        trace = trace_enumerated(run, scoring, nesting)
-        together = [
-            site
-            for site in trace.nodes.values()
-            if "log_prob" in site and touches_enumerated(site["log_prob"], nesting)
-        ]
+    trace, together = _traced(run, scoring, nesting)
     apart = {site["name"] for site in together}
     terms = weighed_terms(scoring, data_plate, batch, apart=apart)
     if together:
         terms.update(_summed_terms(trace, together, data_plate, batch))
     return terms
+
+
+def named_terms(
+    run: Callable[[], Any], scoring: Scoring, nesting: int | None
+) -> dict[str, tuple[Tensor, tuple[str | None, ...]]]:
+    """Run a program and return its log density terms by site, unweighted.
+
+    Parameters
+    ----------
+    run, scoring, nesting
+        As for `site_terms`.
+
+    Returns
+    -------
+    dict
+        Site -> (log density, the plate behind each axis or None). Sites that share
+        discrete latents, which are summed out, have one term together, under their
+        names joined by a plus; the names between the first and the last of more
+        than two are left out.
+    """
+    trace, together = _traced(run, scoring, nesting)
+    apart = {site["name"] for site in together}
+    terms = {
+        name: (msg["log_prob"], _plate_names(msg))
+        for name, msg in scoring.messages.items()
+        if name not in apart and "log_prob" in msg
+    }
+    for group in connected(trace, together) if together else ():
+        names = [s["name"] for s in group if s["infer"].get("_enumerate_dim") is None]
+        if names:
+            ((term, plates),) = sum_out(trace, group)
+            joined = names if len(names) <= 2 else (names[0], "...", names[-1])
+            terms["+".join(joined)] = (term, plates)
+    return terms
+
+
+def _plate_names(msg: Any) -> tuple[str | None, ...]:
+    names: list[str | None] = [None] * msg["log_prob"].dim()
+    for frame in msg["cond_indep_stack"]:
+        if frame.dim is not None and -frame.dim <= len(names):
+            names[frame.dim] = frame.name
+    return tuple(names)
+
+
+def _traced(
+    run: Callable[[], Any], scoring: Scoring, nesting: int | None
+) -> tuple[Any, list[Any]]:
+    """Run a program; return its trace and the sites that discrete latents join.
+
+    Without discrete latents, which is where `nesting` is None, there is no trace.
+    """
+    if nesting is None:
+        with scoring:
+            run()
+        return None, []
+    trace = trace_enumerated(run, scoring, nesting)
+    return trace, [
+        site
+        for site in trace.nodes.values()
+        if "log_prob" in site and touches_enumerated(site["log_prob"], nesting)
+    ]
 
 
 def weighed_terms(

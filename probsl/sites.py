@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class _Visit(Messenger):
     ) -> None:
         super().__init__()
         self.messages: dict[str, Any] = {}
+        self.refusal: Exception | None = None
         self._jitter = jitter
         self._values = values or {}
 
@@ -101,16 +103,23 @@ class _Visit(Messenger):
         if isinstance(msg["fn"], _Subsample):
             return
         name = msg["name"]
-        if name in self.messages:
-            raise ValueError(
-                f"two sample sites are named '{name}'; give each site its own name"
-            )
+        try:
+            if name in self.messages:
+                raise ValueError(
+                    f"two sample sites are named '{name}'; give each its own name, in "
+                    f'a loop for example f"{name}_{{i}}"'
+                )
+            _refuse_no_distribution(name, msg["fn"])
+            if not msg["is_observed"] and name not in self._values:
+                _refuse_strange_support(name, msg["fn"])
+        except (TypeError, ValueError) as refusal:
+            self.refusal = refusal
+            raise
         if not msg["is_observed"]:
             if name in self._values:
                 msg["value"] = self._values[name]
                 msg["done"] = True
-            elif not msg["fn"].has_enumerate_support or _is_continuous(msg["fn"]):
-                _refuse_strange_support(name, msg["fn"])
+            elif _is_continuous(msg["fn"]):
                 msg["value"] = self._feasible(msg["fn"])
                 msg["done"] = True
         self.messages[name] = msg
@@ -151,9 +160,12 @@ def visit(
         with visiting:
             run()
     except Exception as error:
-        reached = visiting.last
-        where = f"after sample site '{reached}'" if reached else "before its first site"
-        error.add_note(f"probsl: the program raised this {where}")
+        if error is not visiting.refusal:
+            reached = visiting.last
+            where = (
+                f"after sample site '{reached}'" if reached else "before its first site"
+            )
+            error.add_note(f"probsl: the program raised this {where}")
         raise
     return visiting.messages
 
@@ -165,7 +177,7 @@ def is_deterministic(message: Any) -> bool:
 
 def is_factor(message: Any) -> bool:
     """Return whether a message is a `pyro.factor` statement."""
-    return isinstance(_unwrap(message["fn"]), dist.Unit)
+    return isinstance(unwrap(message["fn"]), dist.Unit)
 
 
 def is_observation(message: Any) -> bool:
@@ -197,9 +209,9 @@ def inventory(run: Callable[[], Any], data_plate: str | None) -> tuple[Site, ...
     ValueError
         If a latent cannot be fitted, or the sites change from run to run.
     """
-    messages = visit(run, jitter=0.1)
-    _refuse_changing_sites(messages, visit(run, jitter=0.3))
-    parents = _parents(run, messages)
+    messages, second = visit(run, jitter=0.1), visit(run, jitter=0.3)
+    _refuse_changing_sites(messages, second)
+    parents = _parents(run, messages, second)
     return tuple(
         _site(message, parents.get(name, ()), data_plate)
         for name, message in messages.items()
@@ -252,13 +264,28 @@ def _is_continuous(fn: Any) -> bool:
     return not fn.support.is_discrete
 
 
+def _refuse_no_distribution(name: str, fn: Any) -> None:
+    if isinstance(fn, dist.Distribution):
+        return
+    kind = type(fn).__name__
+    if isinstance(fn, torch.distributions.Distribution):
+        raise TypeError(
+            f"site '{name}' samples from torch.distributions.{kind}; use "
+            f"pyro.distributions.{kind}"
+        )
+    raise TypeError(
+        f"site '{name}' samples from a {kind}, which is no distribution; give one of "
+        "pyro.distributions"
+    )
+
+
 def _refuse_strange_support(name: str, fn: Any) -> None:
-    if not _is_continuous(fn):
+    if not _is_continuous(fn) and not fn.has_enumerate_support:
         raise ValueError(
-            f"latent site '{name}' is a discrete {type(_unwrap(fn)).__name__} that "
+            f"latent site '{name}' is a discrete {type(unwrap(fn)).__name__} that "
             "cannot be summed out; replace it by its marginal likelihood"
         )
-    held: list[Any] = list(vars(_unwrap(fn)).values())
+    held: list[Any] = list(vars(unwrap(fn)).values())
     if any(torch.is_tensor(t) and t.is_complex() for t in held):
         raise ValueError(
             f"latent site '{name}' is complex; write it as two real sites, its real "
@@ -295,7 +322,8 @@ def _refuse_changing_sites(first: Mapping[str, Any], second: Mapping[str, Any]) 
             )
 
 
-def _unwrap(fn: Any) -> Any:
+def unwrap(fn: Any) -> Any:
+    """Return the distribution inside `to_event`, `mask` and `expand`."""
     while True:
         inner = getattr(fn, "base_dist", None)
         if inner is None or isinstance(fn, dist.TransformedDistribution):
@@ -304,7 +332,7 @@ def _unwrap(fn: Any) -> Any:
 
 
 def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
-    fn = _unwrap(message["fn"])
+    fn = unwrap(message["fn"])
     if not isinstance(fn, torch.distributions.Laplace):
         return None
     shape = message["value"].shape
@@ -314,7 +342,7 @@ def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _parents(
-    run: Callable[[], Any], messages: Mapping[str, Any]
+    run: Callable[[], Any], messages: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
     """Return, for each latent, the latents on which its distribution depends.
 
@@ -328,39 +356,77 @@ def _parents(
         if _is_continuous(m["fn"])
     }
     discrete = {n: m["value"] for n, m in latents.items() if n not in continuous}
-    traced = visit(run, values={**continuous, **discrete})
-    parents: dict[str, list[str]] = {n: [] for n in latents}
-    for name in latents:
-        density = _log_density(traced[name])
-        others = [n for n in continuous if n != name]
-        if not density.requires_grad or not others:
-            continue
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            density.sum(),
-            [continuous[n] for n in others],
-            allow_unused=True,
-            retain_graph=True,
-        )
-        parents[name] += [
-            n for n, g in zip(others, gradients, strict=True) if g is not None
-        ]
+    values = {**continuous, **discrete}
+    random_state = torch.get_rng_state()
+    traced = visit(run, values=values)
+    _refuse_changing_sites(messages, traced)
+    reached = {
+        name: _reached(log_density(message), continuous, name)
+        for name, message in traced.items()
+        if not is_deterministic(message)
+    }
+    parents = {name: list(reached[name]) for name in latents}
+    used = {name for names in reached.values() for name in names}
+    for name in [n for n in continuous if n not in used]:
+        torch.set_rng_state(random_state)
+        moved = visit(run, values={**values, name: second[name]["value"]})
+        _refuse_detached(name, traced, moved)
     for name, value in discrete.items():
-        changed = {**continuous, **discrete, name: _other_value(traced[name], value)}
+        changed = {**values, name: _other_value(traced[name], value)}
         for other, message in visit(run, values=changed).items():
             if other in latents and other != name:
-                before = _log_density(traced[other])
-                after = _log_density(message)
+                before = log_density(traced[other])
+                after = log_density(message)
                 if before.shape != after.shape or not torch.equal(before, after):
                     parents[other].append(name)
     return {n: tuple(p) for n, p in parents.items()}
 
 
-def _log_density(message: Any) -> Tensor:
-    value = message["value"]
-    density: Tensor = message["fn"].log_prob(
-        value.detach() if torch.is_tensor(value) else value
+def _reached(
+    density: Tensor, continuous: Mapping[str, Tensor], itself: str
+) -> tuple[str, ...]:
+    """Return the latents of which a log density has a derivative."""
+    others = [name for name in continuous if name != itself]
+    if not density.requires_grad or not others:
+        return ()
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        density.sum(),
+        [continuous[name] for name in others],
+        allow_unused=True,
+        retain_graph=True,
     )
-    return density
+    return tuple(n for n, g in zip(others, gradients, strict=True) if g is not None)
+
+
+def _refuse_detached(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """Refuse a latent that moves another site's density without a derivative."""
+    for other, message in after.items():
+        if other == name or is_deterministic(message):
+            continue
+        if not torch.equal(log_density(before[other]), log_density(message)):
+            raise ValueError(
+                f"latent site '{name}' changes site '{other}' in a way that has no "
+                "gradient (a comparison, .item(), float(), math or numpy); compute "
+                "with torch functions"
+            )
+
+
+def log_density(message: Any) -> Tensor:
+    """Return the log density of a site's value, held constant, entry by entry."""
+    density: Tensor = message["fn"].log_prob(scored_value(message).detach())
+    return torch.nan_to_num(density)
+
+
+def scored_value(message: Any) -> Tensor:
+    """Return a site's value as its distribution can score it: 0 and 1 as floats."""
+    value: Tensor = message["value"]
+    support = message["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    truth = value.dtype is torch.bool or isinstance(support, type(constraints.boolean))
+    return value.to(torch.get_default_dtype()) if truth else value
 
 
 def _other_value(message: Any, value: Tensor) -> Tensor:

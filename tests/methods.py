@@ -1,7 +1,5 @@
 """The methods that the laws range over, and their fits of every program."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache, partial
 

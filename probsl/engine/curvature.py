@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Landscape", "LimitedMemory", "Spectrum", "curvature_scale", "trust_region"]
 
 # Rows of the Hessian in one batched product: memory grows with it, time stops falling.
-CHUNK = 64
-# Scales beyond these are an accident of the point they were measured at.
-SMALLEST_SCALE, LARGEST_SCALE = 1e-10, 1e10
+CHUNK = 32
+# A larger scale is an accident of the point it was measured at; of a smaller one the
+# square is no number.
+SMALLEST_SCALE, LARGEST_SCALE = 1e-80, 1e10
 
 
 class Landscape:

@@ -22,6 +22,8 @@ __all__ = ["Descent", "Minimum", "Outcome", "Settling", "Verdict"]
 
 # Further than this on a log scale, e^20 = 5e8, and a density has left what data show.
 FAR = 20.0
+# No units of measurement make a density so much narrower than it was at the start.
+NARROWEST = 1e-20
 # A step of this share of a coordinate's unit, worth nothing, is no rounding.
 LONG = 5e-3
 
@@ -211,21 +213,32 @@ class Descent:
         size = torch.maximum(self.x.abs(), self.unit.clamp(max=1.0))
         angles = torch.arange(1, len(self.x) + 1, dtype=self.x.dtype).to(self.x)
         errors = []
-        for turn in range(1, 5):
-            x = self.x + 4 * self.precision * size * (turn * angles).cos()
+        for turn in range(1, 7):
+            x = self.x + 16 * self.precision * size * (turn * angles).cos()
             value, _ = self.landscape.slope(x)
             errors.append(abs(value - self.value - float(self.gradient @ (x - self.x))))
         if all(map(math.isfinite, errors)):
-            self._rounding = 3 * max(errors)
+            self._rounding = max(self._rounding, 3 * max(errors))
 
-    def faded(self) -> Verdict | None:
-        """Return RUNAWAY where coordinates that mattered matter no more, far away."""
+    def faded(self, loose: Tensor | None = None) -> Verdict | None:
+        """Return RUNAWAY where coordinates that mattered matter no more, far away.
+
+        Parameters
+        ----------
+        loose
+            Whether each coordinate [d] is still to move, where rounding hides what that
+            is worth. These need not have faded to nothing, only far enough.
+        """
         if self.hessian is None:
             return None
         travel = self.travel.abs()
-        bend = self.tensor(np.diag(self.hessian)) * travel**2
-        ran = (travel > 3 * self.unit) | (travel > FAR)
-        ran &= bend <= max(self.precision, self._rounding)
+        ran = (travel > 5 * self.unit) | (travel > FAR)
+        limit = max(self.precision, self._rounding)
+        bend = self.tensor(np.diag(self.hessian))
+        if loose is not None:
+            ran &= loose | (bend <= 0)
+            limit = math.sqrt(self.noise)
+        ran &= bend.abs() * travel**2 <= limit
         if not bool(ran.any()):
             return None
         return Verdict(Outcome.RUNAWAY, indices(ran), flattening=True)
@@ -246,24 +259,23 @@ class Descent:
         with np.errstate(divide="ignore", invalid="ignore"):
             width = self.tensor(1 / np.sqrt(np.diag(self.hessian)))
         travel = self.travel.abs()
-        free = ~(width <= 1e-3 * travel)
-        if bool((width < self.precision**0.8 * self.x.abs()).any()):
-            ran = free & (travel > FAR)
-            if bool(ran.any()):
-                return Verdict(Outcome.RUNAWAY, indices(ran))
-        return None
+        narrow = width < self.precision**0.8 * self.x.abs()
+        narrow |= width < NARROWEST * self.unit
+        ran = bool(narrow.any()) & (travel > FAR) & ~(width <= 1e-3 * travel)
+        return Verdict(Outcome.RUNAWAY, indices(ran)) if bool(ran.any()) else None
 
     def at_wall(self) -> Verdict | None:
         """Return RUNAWAY where a long fall ends only because numbers do."""
         ran = self._downhill() & (self.travel.abs() > FAR)
         if self.hessian is not None:
             bend = self.tensor(np.abs(np.diag(self.hessian)))
-            ran &= bend <= 0.1 * self.gradient.abs()
+            if bool(bend.isfinite().all()):
+                ran &= bend <= self.gradient.abs()
         return Verdict(Outcome.RUNAWAY, indices(ran)) if bool(ran.any()) else None
 
     def _downhill(self) -> Tensor:
         """Return whether each coordinate [d] still goes on down, and steeply."""
-        steep = self.gradient.abs() > math.sqrt(self.tolerance)
+        steep = self.gradient.abs() > self.tolerance
         return steep & (self.gradient * self.travel < 0)
 
     def tensor(self, values: NDArray[np.float64]) -> Tensor:

@@ -1,11 +1,11 @@
 """Steps for an absolute-value penalty: zeros that are exactly zero.
 
-The penalty ``sum(weight * abs(x - center))`` has a kink at the center, on which steps of
-Newton and of L-BFGS stall. `orthant_search` and its companions make an L-BFGS step that
-stays in one orthant, where the penalty is linear (Andrew and Gao 2007, OWL-QN).
-`ProximalModel` keeps the penalty as it is beside a quadratic model of the rest, and
-finds the exact minimum of both together (Lee, Sun and Saunders 2014, "Proximal
-Newton-type methods for minimizing composite functions", SIAM J. Optim. 24, 1420-1443).
+The penalty ``sum(weight * abs(x - center))`` has a kink at the center, on which the
+steps of Newton and of L-BFGS stall. `orthant_search` and its companions make an L-BFGS
+step that stays in one orthant, where the penalty is linear (Andrew and Gao 2007,
+OWL-QN). `ProximalModel` keeps the penalty as it is beside a quadratic model of the
+rest, and finds the exact minimum of both together (Lee, Sun and Saunders 2014,
+"Proximal Newton-type methods for minimizing composite functions", SIAM J. Optim. 24).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def pseudo_gradient(descent: Descent) -> Tensor:
     center, weight = penalty_of(descent)
     side = torch.sign(descent.x - center)
     gradient = descent.gradient
-    at_kink = torch.sign(gradient) * (gradient.abs() - weight).clamp(min=0.0)
-    return torch.where(side == 0, at_kink, gradient + weight * side)
+    within = torch.sign(gradient) * (gradient.abs() - weight).clamp(min=0.0)
+    return torch.where(side == 0, within, gradient + weight * side)
 
 
 def aligned(descent: Descent, direction: Tensor, slope: Tensor) -> Tensor:
@@ -89,6 +89,8 @@ def orthant_search(
             expected = float(slope @ (x - descent.x))
             if value - descent.value <= 1e-4 * expected:
                 return (x, value, gradient), False
+            if -expected < 1e-3 * descent.noise:
+                break
             t *= 0.5
         else:
             walled = True
@@ -99,9 +101,9 @@ def orthant_search(
 class ProximalModel:
     """A second-order Taylor model beside the penalty as it is.
 
-    It has the attributes and methods of `probsl.engine.minimize.Model`. Newton's step
-    and the null directions are those on the face of the present signs and zeros, where
-    the penalty is linear.
+    It has the attributes and methods of `probsl.engine.trust_region.Model`. Newton's
+    step and the null directions are those on the face of the present signs and zeros,
+    where the penalty is linear.
 
     Parameters
     ----------
@@ -123,15 +125,12 @@ class ProximalModel:
         self._here = (x[free] - self._center) / scale
         self._slope = array(descent.gradient)[free] * scale
         self._hessian = hessian[np.ix_(free, free)] * scale * scale[:, None]
-        lowest = float(np.linalg.eigvalsh(self._hessian)[0])
-        self._shift = max(0.0, 100 * len(free) * descent.precision - lowest)
-        self._face = self._on_face(hessian)
+        self._convex = convex_part(self._hessian, 100 * len(free) * descent.precision)
+        self._fall = np.zeros(len(free))
+        self._solve_on_face(hessian)
 
-    def _on_face(self, hessian: Array) -> Array:
-        """Solve for the stationary point that keeps all signs and zeros.
-
-        Returns the indices of the coordinates that are free there.
-        """
+    def _solve_on_face(self, hessian: Array) -> None:
+        """Find the stationary point that keeps all signs and zeros."""
         descent, here = self._descent, self._here
         free = (self._weight == 0) | (here != 0)
         face: Array = self._free[free]
@@ -153,23 +152,25 @@ class ProximalModel:
         null = spectrum.vectors[:, spectrum.null]
         self.null_space = np.zeros((len(hessian), null.shape[1]))
         self.null_space[face] = null
-        return face
+        if len(face) and spectrum.values[0] < -2 * descent.tolerance:
+            fall = spectrum.vectors[:, 0] * self.width[face] / self._scale[free]
+            self._fall[free] = fall / np.linalg.norm(fall)
 
     def trial(self, radius: float) -> tuple[Tensor, float, float]:
         """Return a good point [d] within a radius, its gain, and its distance.
 
         The step is shortened by damping, so that its zeros stay exact.
         """
-        damping = self._shift
+        damping = 0.0
         end = self._lowest(damping)
-        start = self.residual(self._descent.x, self._descent.gradient) / radius
+        slope = self.residual(self._descent.x, self._descent.gradient)
         while np.linalg.norm(end - self._here) > 1.5 * radius:
-            damping = max(4 * damping, start)
+            damping = max(4 * damping, slope / radius, 1e-8)
             end = self._lowest(damping)
-        if self._gain(end) <= 0:
-            end = self._off_saddle(min(radius, 1.0))
-        full = damping == self._shift
-        distance = float(np.linalg.norm(end - self._here)) if full else radius
+        if self._fall.any():  # down from a saddle, where no slope shows the way
+            fall = min(radius, 1.0) * self._fall
+            end = max(end, end + fall, end - fall, key=self._gain)
+        distance = radius if damping else float(np.linalg.norm(end - self._here))
         return self._point(end), self._gain(end), distance
 
     def corrected(self, trial: Tensor, gradient: Tensor) -> None:
@@ -177,7 +178,7 @@ class ProximalModel:
 
     def bottom(self) -> Tensor:
         """Return the lowest point [d] of model and penalty together."""
-        return self._point(self._lowest(self._shift))
+        return self._point(self._lowest(0.0))
 
     def residual(self, x: Tensor, gradient: Tensor) -> float:
         """Return the length of the proximal gradient step from a point [d]."""
@@ -187,7 +188,7 @@ class ProximalModel:
 
     def _lowest(self, damping: float) -> Array:
         """Minimize model, penalty and a damping of the step, in scaled offsets."""
-        hessian = self._hessian + damping * np.eye(len(self._here))
+        hessian = self._convex + damping * np.eye(len(self._here))
         linear = self._slope - hessian @ self._here
         return quadratic_lasso(hessian, linear, self._weight, start=self._here)
 
@@ -195,16 +196,6 @@ class ProximalModel:
         step = end - self._here
         rise = self._weight @ (np.abs(end) - np.abs(self._here))
         return -float(self._slope @ step + step @ self._hessian @ step / 2 + rise)
-
-    def _off_saddle(self, radius: float) -> Array:
-        """Step down a negative curvature between coordinates that are not at zero."""
-        free = (self._weight == 0) | (self._here != 0)
-        end = self._here.copy()
-        if free.any():
-            values, vectors = np.linalg.eigh(self._hessian[np.ix_(free, free)])
-            if values[0] < -2 * self._descent.tolerance:
-                end[free] += radius * vectors[:, 0]
-        return end
 
     def _point(self, end: Array) -> Tensor:
         """Return the point [d] at scaled offsets; where they are 0, the center."""
@@ -216,6 +207,15 @@ class ProximalModel:
         zero[self._free] = (end == 0) & (self._weight > 0)
         center = penalty_of(descent)[0]
         return torch.where(torch.from_numpy(zero).to(center.device), center, point)
+
+
+def convex_part(hessian: Array, floor: float) -> Array:
+    """Return a matrix [d, d] with its curvatures turned upward, to a floor at least."""
+    values, vectors = np.linalg.eigh(hessian)
+    if values[0] >= floor:
+        return hessian
+    upward: Array = (vectors * np.maximum(np.abs(values), floor)) @ vectors.T
+    return upward
 
 
 def shrunk(values: Array, weight: Array) -> Array:

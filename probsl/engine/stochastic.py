@@ -70,7 +70,8 @@ def settle(
 
     Steps go on at one rate until the mean of the objective over a window falls
     by no more than twice its standard error, or than `tolerance`, and the mean
-    gradient cannot be told from zero, in two windows running; the rate is then multiplied by 0.3. After five such stages the search
+    gradient cannot be told from zero, in two windows running; the
+    rate is then multiplied by 0.3. After five such stages the search
     has converged, and the answer is the average over the last stage.
 
     Parameters
@@ -112,14 +113,22 @@ def settle(
     """
     x = start.detach().clone().requires_grad_()
     make = optimizer or _adam
-    search = _Search(x, make([x]), tolerance)
+    made = make([x])
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer must make a torch.optim optimizer of parameters, but made a "
+            f"value of type {type(made).__name__}"
+        )
+    search = _Search(x, made, tolerance)
     ending = Ending.MAX_STEPS
     try:
         for step in range(1, max_steps + 1):
             if not search.step(objective):
                 ending = Ending.NONFINITE
                 break
-            if callback is not None and callback(step, search.losses[-1], x.detach()):
+            if callback is not None and callback(
+                step, search.losses[-1], x.detach().clone()
+            ):
                 ending = Ending.INTERRUPTED
                 break
             if step % _WINDOW == 0 and search.end_window():

@@ -20,8 +20,11 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from probsl.dry_run import annotate
 from probsl.parameters import Functional
 from probsl.scoring import Batch, Scoring
 from probsl.sites import Role
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 # rank, then mean-field.
 FULL_RANK_LIMIT = 300
 LOW_RANK_LIMIT = 5_000
+# A guide that reaches outside a support shows it in so many draws, or rarely does.
+_SUPPORT_DRAWS = 32
 
 GuideForm = Callable[..., Any] | type[AutoGuide] | nn.Module | None
 
@@ -118,8 +123,10 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
         functional.collect(arguments)
     except Exception as error:
         error.add_note(
-            "probsl: raised by the guide, called with the program's arguments"
+            "probsl: raised by the guide, called with the program's arguments, "
+            f"{', '.join(arguments)}"
         )
+        annotate(error, problem.arguments, problem.dtype)
         raise
     prepared = Guide(functional, _name(form), chosen=chosen)
     own = {p.name: p.start for p in functional.own}
@@ -244,9 +251,15 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
         if path in kept:
             module._model, module.master = kept[path]
             models = kept[path][0]
-            if models and models[0] is problem.program.function:
+            if models[0] is problem.program.function:
                 models = (problem.continuous_program(),)
             copies[path]._model = models
+    # A guide made outside keeps its parameters in Pyro's store; the copy must not.
+    for module in duplicate.modules():
+        if isinstance(module, PyroModule):
+            vars(module._pyro_context).setdefault(
+                "param_state", {"params": {}, "constraints": {}}
+            )
     return duplicate
 
 
@@ -279,9 +292,26 @@ def _check_sites(problem: Problem, scoring: Scoring) -> None:
                 "through which gradients do not pass; use a reparameterized "
                 "distribution"
             )
+        _check_support(message, latents[name].support)
     missing = [n for n in latents if n not in sampled]
     if missing:
         raise ValueError(
             f"the guide lacks '{missing[0]}', a latent site of the program; add "
             f"pyro.sample('{missing[0]}', ...) to the guide"
+        )
+
+
+def _check_support(message: Any, support: Any) -> None:
+    """Refuse a guide that draws numbers outside a site's support."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        draws = message["fn"].sample(torch.Size([_SUPPORT_DRAWS]))
+    edges = support
+    while isinstance(edges, constraints.independent):
+        edges = edges.base_constraint
+    # Rows that must sum to one do so only up to rounding.
+    if edges.event_dim == 0 and not bool(edges.check(draws).all()):
+        raise ValueError(
+            f"the guide draws '{message['name']}' from {type(message['fn']).__name__}, "
+            f"also outside the site's support, {support}; use a distribution of that "
+            "support, such as LogNormal for positive numbers"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,15 +16,16 @@ from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     Start,
+    calm_start,
     check_latent_names,
     check_options,
     check_prior_weight,
     prior_weights,
     search_exactly,
     search_noisily,
-    start_vector,
     watching,
 )
+from probsl.options import several_names, whole_number
 from probsl.sites import Role
 
 if TYPE_CHECKING:
@@ -42,9 +44,9 @@ class MLE:
     Parameters
     ----------
     integrate
-        Random effects to integrate out. None integrates out all of them, as the
-        likelihood of a program with random effects asks; ``()`` integrates none,
-        and drops every prior.
+        Sites to integrate out beside the random effects, as the likelihood of a
+        program with random effects asks; ``()`` integrates none, and drops every
+        prior.
     optimizer
         A `torch.optim` class or a `functools.partial` of one. None chooses: up to
         300 dimensions, L-BFGS finished by trust-region Newton; beyond, Adam.
@@ -79,13 +81,17 @@ class MLE:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check_starts(self.starts)
+        whole_number("starts", self.starts)
+        if self.integrate is not None:
+            several_names("integrate", self.integrate)
 
     def run(self, problem: Problem, run: Run) -> Outcome:
         """Fit the problem; see `probsl.fit`."""
         check_latent_names(problem, self.integrate or (), "integrate")
         effects = problem.named(Role.RANDOM_EFFECT)
-        integrated = effects if self.integrate is None else self.integrate
+        # Named sites are integrated beside the random effects; () integrates none.
+        asked = dict.fromkeys((*effects, *(self.integrate or ())))
+        integrated = () if self.integrate == () else tuple(asked)
         if integrated:
             names = ", ".join(f"'{n}'" for n in integrated)
             raise ValueError(
@@ -144,7 +150,7 @@ class MAP:
     def __post_init__(self) -> None:
         check_options(self)
         check_prior_weight(self.prior_weight)
-        _check_starts(self.starts)
+        whole_number("starts", self.starts)
         if self.space not in ("constrained", "unconstrained"):
             raise ValueError(
                 f"space must be 'constrained' or 'unconstrained', got {self.space!r}"
@@ -204,10 +210,10 @@ def _run(
     objective = _Objective(problem, layout, weights, jacobian=jacobian)
     found = [
         _search(problem, run, method, objective, start)
-        for start in _starts(problem, layout, method, run.seed)
+        for start in _starts(objective, method, run)
     ]
     # A start that ran off may show a lower objective, but it is no answer.
-    best = min(found, key=lambda f: (f.status is not Status.CONVERGED, f.value))
+    best = min(found, key=_preference)
     values, own = objective.named(best.x.detach())
     return Outcome(
         posterior=PointPosterior(values, own),
@@ -216,6 +222,11 @@ def _run(
         losses=best.losses,
         steps=sum(f.steps for f in found),
     )
+
+
+def _preference(found: Found) -> tuple[bool, bool, float]:
+    failed = found.status is not Status.CONVERGED
+    return failed, math.isnan(found.value), found.value
 
 
 class _Objective:
@@ -236,7 +247,9 @@ class _Objective:
         self._latents = {s.name for s in problem.latents}
 
     def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
-        values, jacobian = self.layout.constrain_with_jacobian(x)
+        values, jacobian = self.layout.constrain_with_jacobian(
+            x, self.problem.weigh_rows
+        )
         density = self.problem.log_density(
             values, values, batch, prior_weights=self.weights
         )
@@ -313,18 +326,17 @@ def _search(
         )
 
 
-def _starts(
-    problem: Problem, layout: Coordinates, method: MLE | MAP, seed: int
-) -> list[Tensor]:
-    first = start_vector(problem, layout, method.start, seed, 0.1)
-    generator = torch.Generator().manual_seed(seed + 1)
+def _starts(objective: _Objective, method: MLE | MAP, run: Run) -> list[Tensor]:
+    problem, layout = objective.problem, objective.layout
+    batch = None
+    if run.batch_size is not None:
+        batch = problem.rows_at(torch.arange(run.batch_size))
+    first = calm_start(
+        lambda x: objective(x, batch), problem, layout, method.start, run.seed
+    )
+    generator = torch.Generator().manual_seed(run.seed + 1)
     further = [
         4 * torch.rand(layout.size, generator=generator, dtype=problem.dtype) - 2
         for _ in range(method.starts - 1)
     ]
     return [first, *further]
-
-
-def _check_starts(starts: int) -> None:
-    if starts < 1:
-        raise ValueError(f"starts must be at least 1, got {starts}")

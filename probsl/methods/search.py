@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.stochastic import Ending, OptimizerFactory, Settled, settle
 from probsl.fit import Fit, Run, Status
+from probsl.options import did_you_mean, finite_number, whole_number
 from probsl.sites import Role
 
 if TYPE_CHECKING:
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 
 # Up to this many coordinates the exact Hessian is affordable.
 NEWTON_LIMIT = 300
+# Random parts of a start, ever closer to zero, and what they may cost per row.
+_SPREADS = (0.1, 1e-3, 1e-5, 1e-7)
+_CALM = 10.0
+# A status names up to this many elements one by one.
+_NAMED_ELEMENTS = 8
 
 Start = Mapping[str, Any] | Fit | None
 Callback = Callable[[int, float, Tensor], Any]
@@ -142,8 +150,17 @@ def search_noisily(
 
 
 def _names(layout: Coordinates, coordinates: Sequence[int]) -> tuple[str, ...]:
+    """Name elements where they are few, else the sites that hold them."""
     labels = layout.labels()
-    return tuple(dict.fromkeys(labels[i] for i in coordinates))
+    elements = tuple(dict.fromkeys(labels[i] for i in coordinates))
+    if len(elements) <= _NAMED_ELEMENTS:
+        return elements
+    sites = [
+        e.name
+        for e, s in zip(layout.entries, layout.sizes, strict=True)
+        for _ in range(s)
+    ]
+    return tuple(dict.fromkeys(sites[i] for i in coordinates))
 
 
 def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
@@ -180,24 +197,45 @@ def check_options(method: Any) -> None:
     ValueError, TypeError
         Naming the option.
     """
-    if method.max_steps is not None and method.max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {method.max_steps}")
-    if method.tolerance is not None and not method.tolerance > 0:
-        raise ValueError(f"tolerance must be positive, got {method.tolerance}")
-    if method.optimizer is not None and not callable(method.optimizer):
+    if method.max_steps is not None:
+        whole_number("max_steps", method.max_steps)
+    if method.tolerance is not None:
+        finite_number("tolerance", method.tolerance)
+    if method.optimizer is not None and not _makes_optimizers(method.optimizer):
         raise TypeError(
-            "optimizer must be a torch.optim class or a functools.partial of one, got "
-            f"{method.optimizer!r}"
+            "optimizer must be a torch.optim class or a functools.partial of one, such "
+            "as functools.partial(torch.optim.Adam, lr=0.01), got "
+            f"{_shown(method.optimizer)}"
+        )
+    if not isinstance(method.start, Mapping | Fit | None):
+        raise TypeError(
+            'start must map sites to values, such as {"w": 0.5}, or be a fit, got '
+            f"{_shown(method.start)}"
         )
 
 
+def _makes_optimizers(form: Any) -> bool:
+    """Whether calling it with parameters may return a `torch.optim` optimizer."""
+    while isinstance(form, functools.partial):
+        form = form.func
+    if isinstance(form, type):
+        return issubclass(form, torch.optim.Optimizer)
+    # Pyro's own optimizers wrap torch's, and are asked differently.
+    return callable(form) and not str(form.__module__).startswith("pyro.")
+
+
+def _shown(value: Any) -> str:
+    """Return a short text as it is, and of anything longer what it is."""
+    text = repr(value)
+    return text if len(text) < 60 else f"a value of type {type(value).__name__}"
+
+
 def check_prior_weight(weight: float | Mapping[str, float]) -> None:
-    """Refuse negative prior weights."""
-    for value in weight.values() if isinstance(weight, Mapping) else [weight]:
-        if not value >= 0 or value == float("inf"):
-            raise ValueError(
-                f"prior_weight must be finite and not negative, got {value}"
-            )
+    """Refuse prior weights that are negative or no numbers."""
+    named = weight if isinstance(weight, Mapping) else {None: weight}
+    for name, value in named.items():
+        option = "prior_weight" if name is None else f"prior_weight of '{name}'"
+        finite_number(option, value, zero=True)
 
 
 def prior_weights(
@@ -223,8 +261,44 @@ def check_latent_names(problem: Problem, names: Any, argument: str) -> None:
         if name not in latents:
             raise ValueError(
                 f"{argument} names '{name}', which is not a latent site of the "
-                f"program; those are {', '.join(latents)}"
+                f"program; those are {', '.join(latents)}{did_you_mean(name, latents)}"
             )
+
+
+def calm_start(
+    objective: Callable[[Tensor], Tensor],
+    problem: Problem,
+    layout: Coordinates,
+    start: Start,
+    seed: int,
+) -> Tensor:
+    """Return where to begin, no farther from zero than the objective bears.
+
+    On columns in thousands a coefficient of 0.1 overflows an exponential.
+
+    Parameters
+    ----------
+    objective
+        A mean over rows.
+    problem, layout, start, seed
+        As in `start_vector`.
+    """
+
+    def value(x: Tensor) -> float:
+        with torch.no_grad():
+            try:
+                return float(objective(x))
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                return math.nan
+
+    at_rest = start_vector(problem, layout, start, seed, 0.0)
+    limit = value(at_rest) + _CALM
+    for spread in _SPREADS:
+        x = start_vector(problem, layout, start, seed, spread)
+        here = value(x)
+        if math.isfinite(here) and not here > limit:
+            return x
+    return at_rest
 
 
 def start_vector(
@@ -272,15 +346,23 @@ def start_vector(
 def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
     """Return a start value in unconstrained space, checked."""
     own = {p.name: p for p in problem.own}
-    constrained = torch.as_tensor(value).detach().to(problem.dtype)
+    try:
+        constrained = torch.as_tensor(value).detach().to(problem.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"start of '{name}' must be a number or an array, got {_shown(value)}"
+        ) from None
     shape = own[name].shape if name in own else problem.site(name).shape
     if constrained.shape != shape:
         raise ValueError(
             f"start of '{name}' has shape {tuple(constrained.shape)}, but the site has "
-            f"shape {tuple(shape)}"
+            f"shape {tuple(shape)}; give both the same"
         )
     if not bool(constrained.isfinite().all()):
-        raise ValueError(f"start of '{name}' is not finite: {constrained.tolist()}")
+        raise ValueError(
+            f"start of '{name}' is not finite, {_shown(constrained.tolist())}; give "
+            "finite numbers"
+        )
     if name in own:
         unconstrained: Tensor = own[name].transform.inv(constrained)
         return unconstrained
@@ -288,7 +370,7 @@ def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
     if not bool(support.check(constrained).all()):
         raise ValueError(
             f"start of '{name}' is outside its support, {support}: "
-            f"{constrained.tolist()}"
+            f"{_shown(constrained.tolist())}; start inside it"
         )
     transform = biject_to(support)
     unconstrained = transform.inv(constrained)

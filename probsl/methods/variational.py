@@ -16,13 +16,14 @@ from probsl.coordinates import Coordinates, Entry
 from probsl.engine.batches import batches
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
-from probsl.fit import Outcome, Run, Status
+from probsl.fit import Fit, Outcome, Run, Status
 from probsl.isolation import isolated
 from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
 from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     Start,
+    calm_start,
     check_options,
     check_prior_weight,
     prior_weights,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 # Fixed draws are for problems whose draws times rows fit in memory many times over.
 _FIXED_ELEMENTS = 4_000_000
+_FIXED_DIMENSIONS = 100
 # What the ELBO may still gain in all, in nats, where no tolerance is given.
 _GAIN = 1e-7
 _LEAST_DRAWS = 64
@@ -122,11 +124,8 @@ class SVI:
                 "own; give them a prior, or use MLE"
             )
         weights = prior_weights(problem, self.prior_weight)
-        guide = prepare(problem, self.guide, _start(problem, self, weights, run.seed))
-        _refuse_unweighable(problem, guide)
-        bound = ELBO(problem, guide, weights, self.start)
-        noise = record(lambda: bound.estimate(bound.start, problem.batch()))
-        _refuse_detached(noise, guide)
+        bound, noise = _prepared(problem, self, weights, run)
+        guide = bound.guide
         fixed = _fixed_draws(problem, bound, noise)
         if fixed and self.optimizer is None and run.batch_size is None:
             found = _with_fixed_draws(self, run, bound, noise, fixed)
@@ -176,7 +175,8 @@ class ELBO:
         ]
         own = problem.coordinates(())
         self.layout = Coordinates([*entries, *own.entries])
-        parts = [p.start.reshape(-1) for p in self._guide_names.values()]
+        starts = _guide_starts(guide, start)
+        parts = [starts[p.name].reshape(-1) for p in self._guide_names.values()]
         parts.append(start_vector(problem, own, start, 0, 0.0))
         self.start = torch.cat(parts).to(problem.dtype)
 
@@ -250,48 +250,63 @@ class GuidePosterior:
 
     def draw(self, count: int, seed: int) -> dict[str, Tensor]:
         """Return independent draws of every latent, ``[count, ...]``."""
+        return self._independent(self._values, count, seed)
+
+    def log_density(self, count: int, seed: int) -> Tensor:
+        """Return the guide's log density, ``[count]``, at what `draw` returns."""
+        return self._independent(self._log_density, count, seed)["log_q"]
+
+    def _independent(
+        self, function: Callable[[], dict[str, Tensor]], count: int, seed: int
+    ) -> dict[str, Tensor]:
         problem = self._problem
         with isolated(problem.dtype, seed), torch.no_grad():
             if self._noise.replayable:
                 generator = torch.Generator().manual_seed(seed)
-                return self._drawn(self._noise.draw(count, generator), count)
-            return map_draws(
-                lambda _: self._values(),
-                {},
-                count,
-                sum(s.shape.numel() for s in problem.latents),
-            )
+                return self._drawn(function, self._noise.draw(count, generator))
+            return map_draws(lambda _: function(), {}, count, self._elements)
 
     def representative_draws(self, count: int) -> dict[str, Tensor]:
         """Return draws spread like the guide, with its exact moments if Gaussian."""
         if not self._noise.replayable:
             return self.draw(count, 0)
         with isolated(self._problem.dtype), torch.no_grad():
-            return self._drawn(standardized(self._noise, count, 0), count)
+            return self._drawn(self._values, standardized(self._noise, count, 0))
 
     @cached_property
     def _representative(self) -> dict[str, Tensor]:
-        elements = sum(s.shape.numel() for s in self._problem.latents)
+        elements = max(self._elements, 1)
         return self.representative_draws(
-            max(64, min(4096, _REPRESENTATIVE_ELEMENTS // max(elements, 1)))
+            max(64, min(4096, _REPRESENTATIVE_ELEMENTS // elements))
         )
+
+    @property
+    def _elements(self) -> int:
+        return sum(s.shape.numel() for s in self._problem.latents)
 
     @cached_property
     def _noise(self) -> NoiseRecord:
         with isolated(self._problem.dtype), torch.no_grad():
             return record(self._values)
 
-    def _drawn(self, noise: Tensor, count: int) -> dict[str, Tensor]:
+    def _drawn(
+        self, function: Callable[[], dict[str, Tensor]], noise: Tensor
+    ) -> dict[str, Tensor]:
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
             with self._noise.supply(draw["noise"]):
-                return self._values()
+                return function()
 
-        elements = sum(s.shape.numel() for s in self._problem.latents)
-        return map_draws(one, {"noise": noise}, count, elements)
+        return map_draws(one, {"noise": noise}, len(noise), self._elements)
 
     def _values(self) -> dict[str, Tensor]:
         values = self._guide.score(self.guide_own, self._problem.batch()).values
         return {s.name: values[s.name] for s in self._problem.latents}
+
+    def _log_density(self) -> dict[str, Tensor]:
+        # The density itself has no row weights, unlike the term of the objective.
+        batch = Batch(self._problem.arguments.values)
+        scoring = self._guide.score(self.guide_own, batch)
+        return {"log_q": total(weighed_terms(scoring, self._problem.data_plate, batch))}
 
     def _mean(self, name: str, draws: Tensor) -> Tensor:
         support = self._problem.site(name).support
@@ -303,31 +318,85 @@ class GuidePosterior:
         return image
 
 
-def _start(
+def _guide_starts(guide: Guide, start: Start) -> dict[str, Tensor]:
+    """Return where the guide's parameters begin: in a fit of the same guide, there."""
+    own = {p.name: p.start for p in guide.functional.own}
+    posterior = start.posterior if isinstance(start, Fit) else None
+    if not isinstance(posterior, GuidePosterior):
+        return own
+    fitted = posterior.guide_own
+    same = {n: v.shape for n, v in own.items()} == {
+        n: v.shape for n, v in fitted.items()
+    }
+    return {n: v.detach() for n, v in fitted.items()} if same else own
+
+
+def _prepared(
+    problem: Problem, method: SVI, weights: dict[str, float], run: Run
+) -> tuple[ELBO, NoiseRecord]:
+    """Return the bound of a guide that begins where the bound is finite."""
+
+    def begun(beginning: Beginning) -> tuple[ELBO, NoiseRecord]:
+        guide = prepare(problem, method.guide, beginning)
+        _refuse_unweighable(problem, guide)
+        bound = ELBO(problem, guide, weights, method.start)
+        noise = record(lambda: bound.estimate(bound.start, problem.batch()))
+        _refuse_detached(noise, guide)
+        return bound, noise
+
+    *better, near = _beginnings(problem, method, weights, run.seed)
+    for beginning in better:
+        bound, noise = begun(beginning)
+        if _is_finite(bound, noise):
+            return bound, noise
+    return begun(near)
+
+
+def _is_finite(bound: ELBO, noise: NoiseRecord) -> bool:
+    """Whether the bound is finite where it begins, at some fixed draws."""
+    if not noise.replayable:
+        return True
+    draws = noise.draw(_LEAST_DRAWS, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            return bool(bound.averaged(bound.start, noise, draws).isfinite().all())
+        except RuntimeError:  # what torch cannot vectorize is tried step by step
+            return True
+
+
+def _beginnings(
     problem: Problem, method: SVI, weights: dict[str, float], seed: int
-) -> Beginning:
-    """Return where an automatic guide begins: given values, else Laplace's way."""
+) -> list[Beginning]:
+    """Return where an automatic guide may begin, the best place first.
+
+    That is around given values; else in Laplace's way, unless the mode is so flat
+    that draws around it overflow; then near zero in unconstrained space.
+    """
     layout = problem.coordinates()
-    x = start_vector(problem, layout, method.start, seed, 0.1)
-    hessian = None
-    if len(x) <= NEWTON_LIMIT:
 
-        def objective(point: Tensor) -> Tensor:
-            values, jacobian = layout.constrain_with_jacobian(point)
-            density = problem.log_density(values, values, prior_weights=weights)
-            return -(density + jacobian) / problem.size
+    def objective(point: Tensor) -> Tensor:
+        values, jacobian = layout.constrain_with_jacobian(point, problem.weigh_rows)
+        density = problem.log_density(values, values, prior_weights=weights)
+        return -(density + jacobian) / problem.size
 
-        mode = minimize(objective, x, max_steps=100)
-        if mode.outcome is End.CONVERGED and method.start is None:
-            x, hessian = mode.x.detach(), mode.hessian
-    values = layout.constrain(x)
-    latents = {s.name: values[s.name].detach() for s in problem.latents}
-    size = sum(e.flat_shape.numel() for e in layout.entries if e.name in latents)
-    factor = None
-    if hessian is not None:
-        precision = hessian[:size, :size].detach() * problem.size
-        factor = torch.linalg.cholesky(torch.linalg.inv(precision))
-    return Beginning(latents, factor)
+    x = calm_start(objective, problem, layout, method.start, seed)
+
+    def at(point: Tensor) -> dict[str, Tensor]:
+        values = layout.constrain(point)
+        return {s.name: values[s.name].detach() for s in problem.latents}
+
+    near = Beginning(at(x), None)
+    if method.start is not None or len(x) > NEWTON_LIMIT:
+        return [near]
+    mode = minimize(objective, x, max_steps=100)
+    if mode.outcome is End.INTERRUPTED:
+        raise KeyboardInterrupt
+    if mode.outcome is not End.CONVERGED or mode.hessian is None:
+        return [near]
+    size = sum(e.flat_shape.numel() for e in layout.entries if e.name in near.values)
+    precision = mode.hessian[:size, :size].detach() * problem.size
+    factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(precision))
+    return [near] if failed else [Beginning(at(mode.x.detach()), factor), near]
 
 
 def _fixed_draws(problem: Problem, bound: ELBO, noise: NoiseRecord) -> int | None:
@@ -338,9 +407,15 @@ def _fixed_draws(problem: Problem, bound: ELBO, noise: NoiseRecord) -> int | Non
     """
     if not noise.reparameterizable or problem.named(Role.ENUMERATED):
         return None
+    if any(s.l1 is not None for s in problem.latents):
+        # Averaged over fixed draws a kink is many kinks, on which a search stalls.
+        return None
     count = max(2 * noise.dimension, _LEAST_DRAWS)
     count = 2 ** math.ceil(math.log2(count))
-    small = count * max(problem.size, noise.dimension) <= _FIXED_ELEMENTS
+    small = (
+        noise.dimension <= _FIXED_DIMENSIONS
+        and count * max(problem.size, noise.dimension) <= _FIXED_ELEMENTS
+    )
     rigid = bound.layout.size <= count * max(noise.dimension, 1) / 2
     return count if small and rigid else None
 

@@ -1,0 +1,300 @@
+"""The one validated run of a program before a fit, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from probsl.conversion import place
+from probsl.isolation import isolated
+from probsl.sites import (
+    is_factor,
+    is_observation,
+    plates_of,
+    refuse_unannotated,
+    unwrap,
+    visit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from probsl.data import Arguments
+    from probsl.parameters import Functional
+
+ADD_A_PLATE = (
+    'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
+)
+
+
+def check_program(program: Any) -> None:
+    """Refuse what is no program, before anything is asked of it.
+
+    Raises
+    ------
+    TypeError
+        Saying what it is instead.
+    """
+    expected = "program must be a function or module with pyro.sample statements"
+    if isinstance(program, type):
+        raise TypeError(
+            f"{expected}, got the class {program.__name__}; make one of it: "
+            f"{program.__name__}()"
+        )
+    if not callable(program):
+        raise TypeError(
+            f"{expected}, got a value of type {type(program).__name__}; call "
+            "probsl.fit(program, data, method)"
+        )
+
+
+def dry_run(
+    functional: Functional, arguments: Arguments, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Run a program once with everything checked, and return its messages.
+
+    Parameters
+    ----------
+    functional
+        The program; its own parameters are noted in it.
+    arguments
+        What to call it with.
+    dtype
+        The floating type to compute in.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be those of this program, or the program cannot be
+        fitted. An error of the program's own is raised as it is, with notes.
+    """
+    _refuse_batch_norm(functional)
+
+    def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
+        with isolated(dtype, validate=True):
+            messages = visit(lambda: functional.collect(values))
+        for message in _observations(messages):
+            _check_shape(message)
+        return messages
+
+    try:
+        messages = rehearse(arguments.values)
+    except Exception as error:
+        _refuse_unequal_lengths(rehearse, arguments, error)
+        annotate(error, arguments, dtype)
+        raise
+    refuse_unannotated(messages)
+    _refuse_nothing_observed(messages, functional, arguments)
+    _refuse_shared_names(messages, functional)
+    _refuse_subsamples(messages)
+    for message in _observations(messages):
+        _check_plates(message)
+        _check_support(message)
+    return messages
+
+
+def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None:
+    """Add to a program's error what the types of its arguments have to do with it.
+
+    Parameters
+    ----------
+    error
+        What the program or the guide raised.
+    arguments
+        What it was called with.
+    dtype
+        The floating type of the fit.
+    """
+    text = str(error)
+    arrays = {n: v for n, v in arguments.values.items() if torch.is_tensor(v)}
+    if "used as indices" in text:
+        whole = [
+            n
+            for n, v in arrays.items()
+            if v.is_floating_point() and bool((v == v.round()).all())
+        ]
+        if whole:
+            error.add_note(
+                f"probsl: argument '{whole[0]}' holds whole numbers of type "
+                f"{arrays[whole[0]].dtype}; give integers to use it as an index"
+            )
+    elif isinstance(error, RuntimeError | TypeError) and re.search(
+        r"dtype|scalar type|result type", text
+    ):
+        integers = [n for n, v in arrays.items() if not v.is_floating_point()]
+        stay = f"; integers stay what they are ({', '.join(integers)})"
+        error.add_note(
+            f"probsl: this fit computes in {dtype}{stay if integers else ''}; bring "
+            "what the program adds to its arguments to the same type, as in "
+            "constant.to(x.dtype), or choose the type with probsl.fit(..., dtype=)"
+        )
+
+
+def _observations(messages: Mapping[str, Any]) -> Iterator[Any]:
+    return (m for m in messages.values() if is_observation(m))
+
+
+def _refuse_unequal_lengths(
+    rehearse: Callable[[Mapping[str, Any]], Any],
+    arguments: Arguments,
+    error: Exception,
+) -> None:
+    """Say that arguments are of unequal length, where that is what is wrong.
+
+    It is, if the program runs once the shorter ones are as long as the others.
+    Arrays with one entry per group may well be shorter, so lengths do not tell.
+    """
+    if isinstance(error, IndexError) and "out of bounds" in str(error):
+        return
+    lengths = arguments.lengths()
+    trials = [
+        (short, target)
+        for target in set(lengths.values())
+        for least in set(lengths.values())
+        if (short := [n for n, size in lengths.items() if least <= size < target])
+        and least > 0
+    ]
+    for short, target in sorted(trials, key=lambda trial: (len(trial[0]), -trial[1])):
+        values = dict(arguments.values)
+        for name in short:
+            values[name] = values[name][torch.arange(target) % lengths[name]]
+        try:
+            rehearse(values)
+        except Exception:  # the lengths were not what was wrong
+            continue
+        named = {n: s for n, s in lengths.items() if n in short or s == target}
+        raise ValueError(
+            f"arguments {_listed(map(repr, named))} have unequal lengths, "
+            f"{_listed(map(str, named.values()))}; give them one entry per row each"
+        ) from error
+
+
+def _listed(words: Any) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}"
+
+
+def _refuse_batch_norm(functional: Functional) -> None:
+    for name, module in functional.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"module '{name}' is a {type(module).__name__} in train mode: its rows "
+                "depend on each other, so there is no likelihood to maximize; call "
+                ".eval() on it, or use LayerNorm or GroupNorm instead"
+            )
+
+
+def _refuse_nothing_observed(
+    messages: Mapping[str, Any], functional: Functional, arguments: Arguments
+) -> None:
+    if any(is_observation(m) or is_factor(m) for m in messages.values()):
+        return
+    absent = [
+        name
+        for name in functional.optional_arguments()
+        if arguments.values.get(name) is None
+    ]
+    which = f" ('{absent[-1]}' is not in data)" if absent else ""
+    raise ValueError(
+        f"the program observed nothing: no site has obs=; give the observed argument"
+        f"{which}, and write pyro.sample(name, distribution, obs=y)"
+    )
+
+
+def _refuse_shared_names(messages: Mapping[str, Any], functional: Functional) -> None:
+    plates = {p.name for m in messages.values() for p in plates_of(m)}
+    own = {p.name for p in functional.own}
+    for name in messages:
+        other = "a plate" if name in plates else "a parameter" if name in own else None
+        if other:
+            raise ValueError(
+                f"'{name}' names both a sample site and {other}; give each its own name"
+            )
+
+
+def _refuse_subsamples(messages: Mapping[str, Any]) -> None:
+    for message in messages.values():
+        for plate in plates_of(message):
+            if plate.size != plate.full_size:
+                raise ValueError(
+                    f"plate '{plate.name}' draws a subsample of {plate.size} of "
+                    f"{plate.full_size} by itself; leave subsample_size out, and let "
+                    "fit draw batches of rows with batch_size="
+                )
+
+
+def _check_shape(message: Any) -> None:
+    """Refuse a value that is no array, or of another shape than its distribution."""
+    name, fn, value = message["name"], message["fn"], message["value"]
+    if not torch.is_tensor(value):
+        raise TypeError(
+            f"site '{name}' observes a {type(value).__name__}; give it an array, for "
+            "example torch.tensor(...)"
+        )
+    expected = fn.batch_shape + fn.event_shape
+    if value.shape != expected:
+        raise ValueError(
+            f"site '{name}' observes an array of shape {tuple(value.shape)}, but its "
+            f"distribution has shape {tuple(expected)}; {_remedy(message, expected)}"
+        )
+
+
+def _remedy(message: Any, expected: torch.Size) -> str:
+    """Say how an observed value and its distribution come to be of one shape."""
+    fn, shape = message["fn"], message["value"].shape
+    plates = [p for p in plates_of(message) if p.dim is not None]
+    if shape.numel() == expected.numel():
+        return f"give both the same shape, for example with .reshape{tuple(expected)}"
+    if (
+        not plates
+        and not fn.event_shape
+        and shape[len(shape) - len(expected) :] == (expected)
+    ):
+        return ADD_A_PLATE
+    if fn.event_shape and shape == fn.event_shape and plates:
+        return (
+            f"each entry of plate '{plates[0].name}' is an event of shape "
+            f"{tuple(fn.event_shape)}, so leave out .to_event() or the plate"
+        )
+    for plate in plates:
+        axis = plate.dim - len(fn.event_shape) if plate.dim else 0
+        if -len(shape) <= axis and shape[axis] != plate.size:
+            return (
+                f"plate '{plate.name}' is of size {plate.size}, so give "
+                f"{plate.size} rows, or write pyro.plate('{plate.name}', len(x))"
+            )
+    return "give both the same shape"
+
+
+def _check_plates(message: Any) -> None:
+    """Refuse several independent observations outside a plate."""
+    fn, declared = message["fn"], {p.dim for p in plates_of(message)}
+    axes = range(-len(fn.batch_shape), 0)
+    if any(axis not in declared and fn.batch_shape[axis] > 1 for axis in axes):
+        raise ValueError(
+            f"site '{message['name']}' observes an array of shape "
+            f"{tuple(message['value'].shape)} outside a plate; {ADD_A_PLATE}, or "
+            "declare one joint observation with .to_event()"
+        )
+
+
+def _check_support(message: Any) -> None:
+    name, fn, value = message["name"], message["fn"], message["value"]
+    if value.is_complex():
+        raise ValueError(
+            f"site '{name}' observes complex values; write it as two real sites, one "
+            "for the real and one for the imaginary part"
+        )
+    outside = ~fn.support.check(value)
+    count = int(outside.sum())
+    if count:
+        first = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"site '{name}' observes {count} value{'s' * (count > 1)} outside the "
+            f"support of its {type(unwrap(fn)).__name__}, {fn.support}; the first is "
+            f"{value[tuple(first)].tolist()} in {place(first)}; change those values "
+            "or the distribution"
+        )

@@ -1,0 +1,309 @@
+"""Newton's method with the exact Hessian, within the radius in which it is trusted.
+
+It leaves saddles, follows curved valleys, converges quadratically, and says what kind
+of end it has come to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from probsl.engine.curvature import Spectrum, curvature_scale
+from probsl.engine.descent import LONG, Outcome, Settling, Verdict, array, is_finite
+from probsl.engine.proximal import ProximalModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from probsl.engine.descent import Descent
+
+__all__ = ["Model", "SmoothModel", "finish"]
+
+# Share of a null direction that a coordinate must hold to be named.
+NOTICEABLE = 1e-2
+# Products of curvatures are to stay numbers.
+LARGEST_CURVATURE = 1e150
+# Shares of the expected gain: a step with less is not taken; with less is mended.
+BARELY, POOR = 1e-3, 0.25
+
+
+class Model(Protocol):
+    """A quadratic model of the objective around the point where a descent stands.
+
+    Attributes
+    ----------
+    newton
+        The step [d] to the model's stationary point.
+    decrement
+        How far below the model is there.
+    is_bowl
+        Whether that point is the model's minimum.
+    width
+        Distance [d] over which each coordinate bends the model by one half.
+    null_space
+        Directions [d, k] along which the model is level, in column-scaled coordinates.
+    """
+
+    newton: NDArray[np.float64]
+    decrement: float
+    is_bowl: bool
+    width: NDArray[np.float64]
+    null_space: NDArray[np.float64]
+
+    def trial(self, radius: float) -> tuple[Tensor, float, float]:
+        """Return the best point [d] within a radius, its gain, and its distance."""
+        ...
+
+    def corrected(self, trial: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return a trial point [d] led back by its gradient [d], if the model can."""
+        ...
+
+    def bottom(self) -> Tensor:
+        """Return the lowest point [d]."""
+        ...
+
+    def residual(self, x: Tensor, gradient: Tensor) -> float:
+        """Return how far from stationary a point [d] with a gradient [d] is."""
+        ...
+
+
+class SmoothModel:
+    """The second-order Taylor model of an objective without a penalty.
+
+    Parameters
+    ----------
+    descent
+        Where to build it; its Hessian must be there.
+    """
+
+    def __init__(self, descent: Descent) -> None:
+        self._descent = descent
+        self._free = descent.influential
+        x, hessian = array(descent.x), descent.hessian
+        assert hessian is not None
+        self._hessian = hessian[np.ix_(self._free, self._free)]
+        self._gradient = array(descent.gradient)[self._free]
+        self.width = curvature_scale(np.diag(hessian), x)
+        width = self.width[self._free]
+        columns = self._spectrum_in(width)
+        # A plateau has a width without end, which is no reason to leap that far.
+        reach = np.minimum(
+            width, np.maximum(array(descent.unit), np.abs(x))[self._free]
+        )
+        self._spectrum = self._spectrum_in(reach) if np.any(reach < width) else columns
+        step, self.decrement = columns.newton(self._gradient)
+        self.is_bowl = columns.is_bowl(self._gradient)
+        self.newton = np.zeros_like(x)
+        self.newton[self._free] = step
+        null = columns.vectors[:, columns.null]
+        self.null_space = np.zeros((len(x), null.shape[1]))
+        self.null_space[self._free] = null
+
+    def _spectrum_in(self, scale: NDArray[np.float64]) -> Spectrum:
+        return Spectrum(
+            self._hessian,
+            scale,
+            precision=self._descent.precision,
+            negligible=max(self._descent.tolerance, self._descent.noise),
+        )
+
+    def trial(self, radius: float) -> tuple[Tensor, float, float]:
+        """Return the best point [d] within a radius, its gain, and its distance."""
+        step = self._spectrum.step(self._gradient, radius)
+        gain = -float(self._gradient @ step + step @ self._hessian @ step / 2)
+        distance = float(np.linalg.norm(step / self._spectrum.scale))
+        full = np.zeros_like(self.newton)
+        full[self._free] = step
+        return self._descent.x + self._descent.tensor(full), gain, distance
+
+    def corrected(self, trial: Tensor, gradient: Tensor) -> Tensor:
+        """Return a trial point [d] brought back to the floor of a curved valley.
+
+        The slope found there is answered across the step, not along it.
+        """
+        spectrum, free = self._spectrum, self._free
+        step = array(trial - self._descent.x)[free] / spectrum.scale
+        along = step / np.linalg.norm(step)
+        slope = array(gradient)[free]
+        across = spectrum.step(slope, float(np.linalg.norm(step))) / spectrum.scale
+        across -= along * (along @ across)
+        full = np.zeros_like(self.newton)
+        full[free] = across * spectrum.scale
+        return trial + self._descent.tensor(full)
+
+    def bottom(self) -> Tensor:
+        """Return the end point [d] of Newton's step."""
+        return self._descent.x + self._descent.tensor(self.newton)
+
+    def residual(self, x: Tensor, gradient: Tensor) -> float:
+        """Return the length of the gradient [d] in scaled coordinates."""
+        del x  # only a penalty would need it
+        scale = self._spectrum.scale
+        return float(np.linalg.norm(array(gradient)[self._free] * scale))
+
+
+def finish(descent: Descent) -> Verdict:
+    """Go down to the last digit by a trust-region Newton method, and judge the end.
+
+    Nocedal and Wright (2006), algorithm 4.1 and section 4.3.
+    """
+    settling = Settling(descent, needed=1, patience=3)
+    radius, walled = 1.0, False
+    while True:
+        model = model_at(descent)
+        if isinstance(model, Verdict):
+            return descent.falling() or descent.at_wall() or model
+        step, width = descent.tensor(model.newton), descent.tensor(model.width)
+        if radius == 0:
+            loose = settling.relative(step, width) > LONG
+            end = settling.tail() or descent.faded(loose)
+            low = model.decrement <= max(descent.tolerance, descent.noise)
+            if model.is_bowl and low:
+                return end or at_minimum(descent, model)
+            return (
+                (descent.at_wall() if walled else None)
+                or end
+                or Verdict(Outcome.STALLED)
+            )
+        if model.decrement < descent.tolerance and refine(descent, model):
+            continue
+        decrement = model.decrement if model.is_bowl else math.inf
+        verdict = descent.falling() or settling.judge(step, width, decrement)
+        if verdict is not None:
+            found = verdict.outcome is Outcome.CONVERGED
+            return at_minimum(descent, model) if found else verdict
+        if descent.spent:
+            return Verdict(Outcome.MAX_STEPS)
+        radius, walled = advance(descent, model, radius)
+
+
+def at_minimum(descent: Descent, model: Model) -> Verdict:
+    """Say what kind of minimum this is: none, one of many, or the only one."""
+    faded = descent.faded()
+    if faded is not None:
+        return faded
+    null = model.null_space
+    if not null.shape[1]:
+        return Verdict(Outcome.CONVERGED)
+    named = np.flatnonzero(np.linalg.norm(null, axis=1) > NOTICEABLE)
+    return Verdict(Outcome.NULL_DIRECTIONS, tuple(named.tolist()), null_space=null)
+
+
+def refine(descent: Descent, model: Model) -> bool:
+    """Take Newton's whole step if it comes much closer to a stationary point.
+
+    It doubles the digits until only rounding is left, also along a curved line of
+    minima, where the curvature changes sign. It would go to a saddle just as well, but
+    only as far as its last digits.
+    """
+    x = model.bottom()
+    if descent.spent or torch.equal(x, descent.x):
+        return False
+    value, gradient = descent.landscape.slope(x)
+    before = model.residual(descent.x, descent.gradient)
+    closer = model.residual(x, gradient) < 0.1 * before
+    as_low = value <= descent.value + descent.noise
+    if not (is_finite(value, gradient) and closer and as_low):
+        return False
+    descent.accept(x, value, gradient)
+    return True
+
+
+def model_at(descent: Descent) -> Model | Verdict:
+    """Return the model where the descent stands, or NONFINITE."""
+    if descent.hessian is None:
+        descent.hessian = descent.landscape.hessian(descent.x)
+    bad = ~(np.abs(descent.hessian) < LARGEST_CURVATURE).all(axis=1)
+    if bad.any():
+        return Verdict(Outcome.NONFINITE, tuple(np.flatnonzero(bad).tolist()))
+    return (
+        SmoothModel(descent) if descent.landscape.l1 is None else ProximalModel(descent)
+    )
+
+
+def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]:
+    """Take the best step that the objective confirms.
+
+    Parameters
+    ----------
+    descent
+        Where to step from.
+    model
+        What the objective is expected to do.
+    radius
+        How far the model is trusted, in scaled coordinates.
+
+    Returns
+    -------
+    tuple
+        How far it is trusted next, 0 where no step was found; and whether that was
+        because the objective is not finite further on.
+    """
+    walled = False
+    while True:
+        trial, gain, distance = model.trial(radius)
+        if not gain > 0 or torch.equal(trial, descent.x):
+            return 0.0, walled
+        value, gradient = descent.landscape.slope(trial)
+        walled = not is_finite(value, gradient)
+        if not walled:
+            point = led_back(descent, model, gain, (trial, value, gradient))
+            quality = quality_of(descent, model, gain, point)
+            if quality > BARELY:
+                descent.accept(*point)
+                return next_radius(radius, distance, quality), False
+            if gain < descent.noise:
+                return 0.0, False
+        radius = 0.25 * min(radius, distance)
+
+
+def led_back(
+    descent: Descent, model: Model, gain: float, trial: tuple[Tensor, float, Tensor]
+) -> tuple[Tensor, float, Tensor]:
+    """Return a trial point, or a lower one nearby where it has left a curved valley."""
+    for _ in range(2):
+        if quality_of(descent, model, gain, trial) > POOR:
+            break
+        x = model.corrected(trial[0], trial[2])
+        if x is None:
+            break
+        value, gradient = descent.landscape.slope(x)
+        if not (is_finite(value, gradient) and value <= trial[1]):
+            break
+        trial = (x, value, gradient)
+    return trial
+
+
+def quality_of(
+    descent: Descent, model: Model, gain: float, trial: tuple[Tensor, float, Tensor]
+) -> float:
+    """Return the share of an expected gain that a trial point has.
+
+    Rounding counts for the point, not against it (Conn, Gould and Toint (2000),
+    "Trust-region methods", section 17.4.2); where rounding is all that can be seen, the
+    slope must confirm.
+    """
+    x, value, gradient = trial
+    drop = descent.value - value
+    if gain < descent.tolerance**0.25 and abs(drop - gain) > 0.5 * gain:
+        descent.listen()
+    noise = descent.noise
+    if gain < noise:
+        before = model.residual(descent.x, descent.gradient)
+        if model.residual(x, gradient) >= before:
+            return -math.inf
+    return (drop + noise) / (gain + noise)
+
+
+def next_radius(radius: float, distance: float, quality: float) -> float:
+    """Return how far to trust a model after a step of such a distance and quality."""
+    if quality < POOR:
+        return 0.25 * distance
+    if quality < 0.75 or distance < 0.8 * radius:
+        return radius
+    return (4 if quality > 0.95 else 2) * radius

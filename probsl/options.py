@@ -1,0 +1,88 @@
+"""What a user may say for an option, checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def whole_number(option: str, value: Any, *, least: int = 1) -> int:
+    """Return a whole number that is at least `least`.
+
+    Raises
+    ------
+    TypeError
+        If it is no whole number.
+    ValueError
+        If it is smaller.
+
+    Examples
+    --------
+    >>> from probsl.options import whole_number
+    >>> whole_number("max_steps", 100)
+    100
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{option} must be a whole number, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{option} must be at least {least}, got {number}")
+    return number
+
+
+def finite_number(option: str, value: Any, *, zero: bool = False) -> float:
+    """Return a finite number that is positive, or not negative where `zero` may be.
+
+    Raises
+    ------
+    TypeError
+        If it is no number.
+    ValueError
+        If it is negative, NaN, infinite, or zero where that may not be.
+    """
+    try:
+        number = float(value) if not isinstance(value, str) else None
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
+        raise TypeError(f"{option} must be a number, got {value!r}")
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+        allowed = "not negative" if zero else "positive"
+        raise ValueError(f"{option} must be finite and {allowed}, got {number}")
+    return number
+
+
+def several_names(option: str, value: Any) -> tuple[str, ...]:
+    """Return names as a tuple; one text would be read letter by letter.
+
+    Raises
+    ------
+    TypeError
+        If it is a text, or not made of texts.
+    """
+    if isinstance(value, str):
+        raise TypeError(f"{option} must be several names, such as ({value!r},)")
+    names = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{option} must be names, such as ('a', 'b'), got {value!r}")
+    return names
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that offers the known name nearest to one.
+
+    Examples
+    --------
+    >>> from probsl.options import did_you_mean
+    >>> did_you_mean("Weight", ["weights", "y"])
+    "; did you mean 'weights'?"
+    >>> did_you_mean("colour", ["weights", "y"])
+    ''
+    """
+    folded = {each.casefold(): each for each in known}
+    nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"; did you mean '{folded[nearest[0]]}'?" if nearest else ""

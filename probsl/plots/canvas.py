@@ -1,0 +1,139 @@
+"""Where plots are drawn, and how they look."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+# Okabe and Ito (2008), Color universal design, without the yellow, which is too pale
+# for lines; ordered so that neighbors differ in lightness too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# One marker more than colors: no two of the first 56 fits look the same.
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.")
+GRAY = "0.45"
+PALE = "0.93"
+
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "font.size": 10.0,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "savefig.dpi": 150.0,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+}
+"""Matplotlib settings of a figure that a plot makes for itself.
+
+Use them for a figure of several plots: ``with plt.style.context(probsl.plots.STYLE)``.
+"""
+
+
+@contextmanager
+def canvas(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
+    """Give the axes to draw in, those of a new pyplot figure where there are none.
+
+    A figure of the caller's keeps the caller's style; a new one has `STYLE`, and is
+    closed again if drawing fails.
+
+    Parameters
+    ----------
+    ax
+        Axes, checked by `check_axes`, or None.
+    width, height
+        Of a new figure, in inches.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from probsl.plots.canvas import canvas
+    >>> given = Figure().subplots()
+    >>> with canvas(given, 4.0, 3.0) as ax:
+    ...     ax is given
+    True
+    """
+    if ax is not None:
+        yield ax
+        return
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(STYLE):
+        figure, made = plt.subplots(figsize=(width, height))
+        try:
+            yield made
+        except BaseException:
+            plt.close(figure)
+            raise
+
+
+def check_axes(ax: Any) -> None:
+    """Refuse what is neither None nor Axes.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as the array that ``plt.subplots`` returns.
+
+    Examples
+    --------
+    >>> from probsl.plots.canvas import check_axes
+    >>> check_axes("left")
+    Traceback (most recent call last):
+    TypeError: ax must be matplotlib Axes or None, got str
+    """
+    if ax is None:
+        return
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        several = "; give one of its elements" if hasattr(ax, "__getitem__") else ""
+        several = "" if isinstance(ax, str) else several
+        raise TypeError(
+            f"ax must be matplotlib Axes or None, got {type(ax).__name__}{several}"
+        )
+
+
+def color(position: int) -> str:
+    """Return the color of the fit at a position."""
+    return COLORS[position % len(COLORS)]
+
+
+def marker(position: int) -> str:
+    """Return the marker of the fit at a position."""
+    return MARKERS[position % len(MARKERS)]
+
+
+def dashes(position: int) -> str:
+    """Return the line style of the fit at a position."""
+    return DASHES[position % len(DASHES)]
+
+
+def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
+    """Put the legend over the axes, where it hides no data."""
+    found = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
+    if not found:
+        return
+    # A legend wider than the axes would squeeze them; letters are guessed, in inches.
+    widths = [0.06 * len(str(handle.get_label())) + 0.5 for handle in found]
+    width = ax.get_window_extent().width / ax.figure.dpi
+    fits = len(found) if sum(widths) <= width else int(width / max(widths))
+    ax.legend(
+        handles=found,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        frameon=False,
+        ncols=max(1, fits),
+    )

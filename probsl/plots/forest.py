@@ -1,0 +1,123 @@
+"""Estimates and intervals of several fits, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from probsl.plots.canvas import canvas, check_axes, color, marker
+from probsl.plots.elements import Fits, choose, named_fits, tables
+from probsl.plots.rows import ROW_LIMIT, WIDTH, finish_rows, height, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Forest:
+    """What `plot_forest` draws.
+
+    Attributes
+    ----------
+    labels
+        One per row.
+    tables
+        Fit -> the columns ``estimate, lower, upper`` (and ``sd``), one line per row;
+        missing where the fit has no such parameter, or no interval.
+    prob
+        Probability of the intervals.
+    note
+        What was left out.
+    """
+
+    labels: tuple[str, ...]
+    tables: dict[str, pd.DataFrame]
+    prob: float
+    note: str
+
+
+def forest(fits: Fits, prob: float, sites: Sequence[str] | None) -> Forest:
+    """Compute what `plot_forest` draws; the parameters are the same."""
+    named = named_fits(fits)
+    choice = choose(named, sites, ROW_LIMIT)
+    labels = tuple(e.label for e in choice.elements)
+    return Forest(labels, tables(named, choice.elements, prob), prob, choice.note)
+
+
+def plot_forest(
+    fits: Fits,
+    prob: float = 0.95,
+    sites: Sequence[str] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot the estimates of several fits with their intervals.
+
+    A marker is an estimate, a line a central interval; points have no interval.
+
+    Parameters
+    ----------
+    fits
+        A comparison, a mapping from names to fits, or one fit.
+    prob
+        Probability of the intervals.
+    sites
+        Names of sites, or of elements such as ``w[0]``, for as many rows as they
+        have; None takes all sites, and of more than 40 parameters the first 40.
+    ax
+        Where to draw; None makes a figure, taller the more parameters there are.
+
+    Returns
+    -------
+    Axes
+        With one row per parameter, from the top down.
+
+    Raises
+    ------
+    TypeError
+        If `fits` are no fits, `sites` no names, or `ax` no Axes.
+    ValueError
+        If there are no fits, a site is unknown, or `prob` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", 3):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> data = {"y": torch.tensor([1.0, 2.0, 3.0])}
+    >>> methods = {"MLE": probsl.MLE(), "SVI": probsl.SVI()}
+    >>> fits = {name: probsl.fit(program, data, m) for name, m in methods.items()}
+    >>> ax = probsl.plot_forest(fits)
+    >>> ax.get_xlabel()
+    'estimate and 95% interval'
+    """
+    check_axes(ax)
+    drawn = forest(fits, prob, sites)
+    rows, count = len(drawn.labels), len(drawn.tables)
+    with canvas(ax, WIDTH, height(rows, count)) as axes:
+        intervals = False
+        for position, (name, table) in enumerate(drawn.tables.items()):
+            look = color(position)
+            y = positions(rows, position, count)
+            if table["lower"].notna().any():
+                intervals = True
+                axes.hlines(
+                    y, table["lower"], table["upper"], color=look, linewidth=1.6
+                )
+            axes.plot(
+                table["estimate"],
+                y,
+                linestyle="none",
+                marker=marker(position),
+                markersize=4.5,
+                label=name,
+                color=look,
+            )
+        shown = f" and {100 * drawn.prob:g}% interval" if intervals else ""
+        finish_rows(axes, drawn.labels, f"estimate{shown}", drawn.note)
+    return axes

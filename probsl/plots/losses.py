@@ -1,0 +1,162 @@
+"""How the objective fell, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from probsl.plots.canvas import canvas, check_axes, color, legend_above
+from probsl.plots.elements import Fits, named_fits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+# Above this ratio of the longest to the shortest fit, steps are on a log scale.
+_MANY_TIMES = 5
+# A trend is of that many windows, each longer than the one before.
+_WINDOWS = 50
+# Nats: less matters to no one.
+_NOTHING = 1e-7
+# Fits that went up at this share of their steps are noisy.
+_NOISY = 0.2
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What `plot_losses` draws of one fit.
+
+    Attributes
+    ----------
+    steps
+        Step of each loss, from 1.
+    gap
+        The loss less the lowest of this fit, missing at the lowest itself, where it
+        has no logarithm.
+    trend
+        Step and mean gap of windows along a fit by noisy steps; empty for others.
+    lowest
+        The lowest loss.
+    """
+
+    steps: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    trend: tuple[NDArray[np.float64], NDArray[np.float64]]
+    lowest: float
+
+
+def descents(fits: Fits) -> dict[str, Descent]:
+    """Compute what `plot_losses` draws.
+
+    Raises
+    ------
+    ValueError
+        If a fit has no losses, or none that is finite.
+    """
+    result = {}
+    for name, fit in named_fits(fits).items():
+        losses = fit.losses.detach().cpu().double().numpy()
+        losses = np.where(np.isfinite(losses), losses, np.nan)
+        if not np.isfinite(losses).any():
+            raise ValueError(
+                f"fit '{name}' has no finite losses to plot ({fit.status.name}); leave "
+                "it out"
+            )
+        lowest = float(np.nanmin(losses))
+        gap = losses - lowest
+        steps = np.arange(1.0, len(losses) + 1)
+        trend = _trend(steps, gap)
+        result[name] = Descent(steps, np.where(gap > 0, gap, np.nan), trend, lowest)
+    return result
+
+
+def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
+    """Plot how the objectives of fits fell.
+
+    Objectives of different methods are different things, so each is shown above its
+    own lowest value, which the legend tells. The lowest point itself has no place on
+    the log scale, which ends at 1e-7 nats. A line that falls that low has converged.
+    One of noisy steps levels off at its noise; a thick line is its mean over windows
+    of steps.
+
+    Parameters
+    ----------
+    fits
+        A comparison, a mapping from names to fits, or one fit.
+    ax
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        With logarithmic losses in nats, and logarithmic steps where the fits differ
+        much in length.
+
+    Raises
+    ------
+    TypeError
+        If `fits` are no fits, or `ax` no Axes.
+    ValueError
+        If there are no fits, or one has no finite losses.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+    ...     with pyro.plate("days", 3):
+    ...         pyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> fit = probsl.fit(program, {"y": torch.tensor([2.0, 3.0, 1.0])}, probsl.MAP())
+    >>> ax = probsl.plot_losses(fit)
+    >>> ax.get_xlabel(), ax.get_yscale()
+    ('step', 'log')
+    """
+    check_axes(ax)
+    drawn = descents(fits)
+    with canvas(ax, 6.4, 3.6) as axes:
+        for position, (name, descent) in enumerate(drawn.items()):
+            noisy = len(descent.trend[0]) > 0
+            label = f"{name} (lowest {descent.lowest:.6g})"
+            axes.plot(
+                descent.steps,
+                descent.gap,
+                color=color(position),
+                linewidth=0.6 if noisy else 1.4,
+                alpha=0.4 if noisy else 1.0,
+                marker="." if len(descent.steps) <= 60 else "",
+                label="" if noisy else label,
+            )
+            if noisy:
+                axes.plot(
+                    *descent.trend, color=color(position), linewidth=1.8, label=label
+                )
+        lengths = [len(d.steps) for d in drawn.values()]
+        axes.set_xscale(
+            "log" if max(lengths) > _MANY_TIMES * min(lengths) else "linear"
+        )
+        if axes.get_xscale() == "linear":
+            axes.locator_params(axis="x", integer=True)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], _NOTHING))
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss above its lowest (nats)")
+        legend_above(axes)
+    return axes
+
+
+def _trend(
+    steps: NDArray[np.float64], gap: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean step and gap of windows; none for a fit without noise."""
+    finite = np.isfinite(gap)
+    steps, gap = steps[finite], gap[finite]
+    if len(gap) < 4 * _WINDOWS or (np.diff(gap) > 0).mean() < _NOISY:
+        return np.empty(0), np.empty(0)
+    edges = np.unique(np.geomspace(1, len(gap), _WINDOWS + 1).astype(int)) - 1
+    counts = np.diff(np.append(edges[:-1], len(gap)))
+    return (
+        np.add.reduceat(steps, edges[:-1]) / counts,
+        np.add.reduceat(gap, edges[:-1]) / counts,
+    )

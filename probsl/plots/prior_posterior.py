@@ -1,0 +1,269 @@
+"""Each parameter's prior, and what fits made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from probsl.plots.canvas import (
+    GRAY,
+    canvas,
+    check_axes,
+    color,
+    dashes,
+    legend_above,
+)
+from probsl.plots.elements import Element, Fits, choose, named_fits
+from probsl.plots.priors import Priors, priors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from probsl.fit import Fit
+
+    Array = NDArray[np.float64]
+
+_PANEL_LIMIT = 12
+_COLUMNS = 3
+_DRAWS = 4000
+_BINS = 30
+_GRID = 401
+# A panel is at most this many times as wide as the draws: the tails of a vague
+# prior, or a point that ran off, would squeeze everything else into a line.
+_WIDEST = 5.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What `plot_prior_posterior` draws of one parameter.
+
+    Attributes
+    ----------
+    label
+        The parameter.
+    window
+        Lowest and highest value shown.
+    prior
+        Values and densities there; None where the prior has no density by itself.
+    prior_histogram
+        Edges and densities of bins of draws of it; None where `prior` is there, or
+        there is no prior.
+    histograms
+        Fit -> edges and densities of bins of its draws.
+    points
+        Fit -> its point.
+    """
+
+    label: str
+    window: tuple[float, float]
+    prior: tuple[Array, Array] | None
+    prior_histogram: tuple[Array, Array] | None
+    histograms: dict[str, tuple[Array, Array]]
+    points: dict[str, float]
+
+
+def panels(fits: Fits, sites: Sequence[str] | None) -> tuple[list[Panel], str]:
+    """Compute what `plot_prior_posterior` draws, and a note on what it leaves out."""
+    named = named_fits(fits)
+    _check_one_program(named)
+    first = next(iter(named.values()))
+    latents = [s.name for s in first.problem.latents]
+    choice = choose(named, sites, _PANEL_LIMIT, default=latents)
+    prior = priors(first)
+    draws = {
+        name: fit.draw(1 if fit.posterior.is_point else _DRAWS)
+        for name, fit in named.items()
+    }
+    return [_panel(e, prior, draws) for e in choice.elements], choice.note
+
+
+def plot_prior_posterior(
+    fits: Fits, sites: Sequence[str] | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Plot the prior of each parameter, and what fits made of it.
+
+    The prior is a gray line: its density, or, where it depends on other latents, a
+    histogram of draws of it from the program without its data. A posterior is a
+    histogram of draws, a point a vertical line, or an arrowhead where it is far
+    outside. The prior is the one the program states, whatever weight a fit gave it.
+
+    Parameters
+    ----------
+    fits
+        One fit, or several of one program: a comparison, or a mapping from names.
+    sites
+        Names of sites, or of elements such as ``w[0]``, for as many panels as they
+        have; None takes the latent sites, and of more than 12 parameters the first 12.
+    ax
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    Axes
+        With one parameter these hold the plot; with several they are a blank frame,
+        and the panels, each with a scale of its own, are its ``child_axes``.
+
+    Raises
+    ------
+    TypeError
+        If `fits` are no fits, `sites` no names, or `ax` no Axes.
+    ValueError
+        If there are no fits, they are of several programs, or a site is unknown.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", 3):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> fit = probsl.fit(program, {"y": torch.tensor([1.0, 2.0, 3.0])}, probsl.SVI())
+    >>> ax = probsl.plot_prior_posterior(fit)
+    >>> ax.get_xlabel()
+    'mu'
+    """
+    check_axes(ax)
+    drawn, note = panels(fits, sites)
+    order = list(named_fits(fits))
+    rows = math.ceil(len(drawn) / _COLUMNS)
+    size = (4.8, 3.2) if len(drawn) == 1 else (7.2, 0.4 + 1.6 * rows)
+    with canvas(ax, *size) as axes:
+        frames = [axes] if len(drawn) == 1 else _grid(axes, len(drawn))
+        for frame, panel in zip(frames, drawn, strict=True):
+            _draw(frame, panel, order)
+        found = [frame.get_legend_handles_labels() for frame in frames]
+        handles = {n: h for hs, ns in found for h, n in zip(hs, ns, strict=True)}
+        names = [name for name in ("prior", *order) if name in handles]
+        legend_above(axes, [handles[name] for name in names])
+        if note:
+            axes.text(
+                1.0, 0.0, f"({note})", transform=axes.transAxes, ha="right", va="top"
+            )
+    return axes
+
+
+def _check_one_program(fits: Mapping[str, Fit]) -> None:
+    programs = {id(fit.problem.program.function) for fit in fits.values()}
+    if len(programs) > 1:
+        raise ValueError(
+            "the fits are of different programs, which have different priors; plot "
+            "those of one program together"
+        )
+
+
+def _panel(
+    element: Element, prior: Priors, draws: dict[str, dict[str, Tensor]]
+) -> Panel:
+    values = {name: element.of(sites) for name, sites in draws.items()}
+    values = {name: v[np.isfinite(v)] for name, v in values.items()}
+    # Own parameters are points under every method.
+    spread = {n: v for n, v in values.items() if len(v) and np.ptp(v) > 0}
+    points = {n: float(v[0]) for n, v in values.items() if len(v) and n not in spread}
+    drawn = element.of(prior.draws) if element.site in prior.draws else None
+    low, high = window = _window(drawn, spread, points)
+    grid = np.linspace(low, high, _GRID)
+    density = prior.density(element, grid)
+    histogram = None
+    if drawn is not None and density is None:
+        histogram = _histogram(drawn, window)
+    return Panel(
+        label=element.label,
+        window=window,
+        prior=None if density is None else (grid, density),
+        prior_histogram=histogram,
+        histograms={n: _histogram(v) for n, v in spread.items()},
+        points=points,
+    )
+
+
+def _window(
+    prior: Array | None, spread: dict[str, Array], points: dict[str, float]
+) -> tuple[float, float]:
+    """Return what to show: the draws, and of points and prior what has room."""
+    ends = [float(np.quantile(v, q)) for v in spread.values() for q in (0.001, 0.999)]
+    told = np.array(ends or [*points.values()] or [0.0])
+    low, high = float(told.min()), float(told.max())
+    room = (_WIDEST - 1) / 2 * (high - low) if spread else np.inf
+    tails = np.empty(0) if prior is None else np.quantile(prior, (0.01, 0.99))
+    further = np.clip([low, high, *points.values(), *tails], low - room, high + room)
+    low, high = float(further.min()), float(further.max())
+    padding = max(0.03 * (high - low), 1e-3 * max(abs(low), abs(high))) or 1.0
+    return low - padding, high + padding
+
+
+def _histogram(
+    draws: Array, window: tuple[float, float] | None = None
+) -> tuple[Array, Array]:
+    """Return edges and densities of bins, as many as the draws in them allow."""
+    low, high = window or np.quantile(draws, (0.0005, 0.9995))
+    inside = int(((draws >= low) & (draws <= high)).sum())
+    counts, edges = np.histogram(draws, min(_BINS, 5 + inside // 50), (low, high))
+    # Draws outside count too: a prior that is mostly elsewhere is low here.
+    return edges, counts / (len(draws) * np.diff(edges))
+
+
+def _grid(ax: Axes, count: int) -> list[Axes]:
+    """Return panels in a grid that fills the axes."""
+    ax.axis("off")
+    rows = math.ceil(count / _COLUMNS)
+    columns = min(_COLUMNS, count)
+    return [
+        ax.inset_axes(
+            (
+                (place % columns + 0.03) / columns,
+                1 - (place // columns + 0.75) / rows,
+                0.94 / columns,
+                0.68 / rows,
+            )
+        )
+        for place in range(count)
+    ]
+
+
+def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
+    for name, (edges, density) in panel.histograms.items():
+        look = color(order.index(name))
+        ax.stairs(density, edges, fill=True, color=look, alpha=0.45, label=name)
+    if panel.prior is not None:
+        ax.plot(*panel.prior, color=GRAY, linewidth=1.6, label="prior")
+    if panel.prior_histogram is not None:
+        edges, density = panel.prior_histogram
+        ax.stairs(density, edges, color=GRAY, linewidth=1.6, label="prior")
+    for name, value in panel.points.items():
+        _draw_point(ax, panel.window, value, order.index(name), name)
+    ax.set_xlim(*panel.window)
+    ax.set_ylim(bottom=0.0)
+    ax.set_yticks([])
+    ax.spines[["left", "right", "top"]].set_visible(False)
+    ax.locator_params(axis="x", nbins=5)
+    ax.tick_params(labelsize=8)
+    ax.set_xlabel(panel.label, labelpad=1.5)
+
+
+def _draw_point(
+    ax: Axes, window: tuple[float, float], value: float, place: int, name: str
+) -> None:
+    low, high = window
+    if low <= value <= high:
+        style = dashes(place)
+        ax.axvline(
+            value, color=color(place), linestyle=style, linewidth=1.6, label=name
+        )
+        return
+    ax.plot(
+        low if value < low else high,
+        0.3 + 0.15 * place % 0.7,
+        color=color(place),
+        linestyle="none",
+        marker="<" if value < low else ">",
+        clip_on=False,
+        transform=ax.get_xaxis_transform(),
+        label=name,
+    )

@@ -1,0 +1,108 @@
+"""The priors of a program, as densities and as draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+
+from probsl.isolation import isolated
+from probsl.predict import Generating, deterministics, prior_draws
+from probsl.sites import Role
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from probsl.fit import Fit
+    from probsl.plots.elements import Element
+
+_DRAWS = 4000
+_LEAST_DRAWS = 500
+# Draws times rows.
+_DRAWN = 4_000_000
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors of a program's latents and deterministics.
+
+    Attributes
+    ----------
+    draws
+        Site -> draws ``[draws, ...]``. Absent are flat priors, which cannot draw, and
+        what depends on one.
+    distributions
+        Site -> distribution over the site's elements, where it gives each a density
+        of its own and depends on no other site.
+    """
+
+    draws: dict[str, Tensor]
+    distributions: dict[str, Any]
+
+    def density(
+        self, element: Element, grid: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Return the density of one element on a grid, or None where it has no form."""
+        fn = self.distributions.get(element.site)
+        if fn is None:
+            return None
+        values = torch.as_tensor(grid).reshape(-1, *[1] * len(fn.batch_shape))
+        values = values.expand(len(grid), *fn.batch_shape)
+        inside = fn.support.check(values)
+        # Outside its support a distribution may say anything.
+        allowed = self.draws[element.site][0].to(values)
+        density = fn.log_prob(torch.where(inside, values, allowed)).exp() * inside
+        density = density.reshape(len(grid), -1)[:, element.index].double()
+        return np.asarray(torch.where(density.isfinite(), density, torch.nan))
+
+
+def priors(fit: Fit, *, seed: int = 0) -> Priors:
+    """Return the priors of a program's sites.
+
+    Parameters
+    ----------
+    fit
+        Any fit of the program.
+    seed
+        Seed of the draws.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> from probsl.plots.elements import Element
+    >>> from probsl.plots.priors import priors
+    >>> def program(y=None):
+    ...     scale = pyro.sample("scale", dist.Exponential(2.0))
+    ...     with pyro.plate("data", 2):
+    ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+    >>> fit = probsl.fit(program, {"y": torch.tensor([1.0, 3.0])}, probsl.MLE())
+    >>> found = priors(fit)
+    >>> found.draws["scale"].shape
+    torch.Size([4000])
+    >>> found.density(Element("scale", 0, "scale"), [-1.0, 0.0])
+    array([0., 2.])
+    """
+    problem, own = fit.problem, fit.posterior.own
+    # All rows are computed with every draw.
+    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.size))
+    draws, missing = prior_draws(problem, own, count=count, seed=seed)
+    if not missing:
+        draws |= deterministics(problem, draws, own, count)
+    generating = Generating(problem.feasible_values())
+    with isolated(problem.dtype), torch.no_grad(), generating:
+        problem.run(own, problem.arguments.values)
+    roots = set(problem.named(Role.PARAMETER)) & set(draws)
+    distributions = {n: _by_element(generating.messages[n]["fn"]) for n in roots}
+    return Priors(draws, {n: d for n, d in distributions.items() if d is not None})
+
+
+def _by_element(fn: Any) -> Any:
+    """Return a distribution without events, or None for a truly joint one."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    joint = len(fn.event_shape) > 0 or isinstance(fn, dist.MaskedDistribution)
+    return None if joint else fn

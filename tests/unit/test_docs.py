@@ -1,0 +1,126 @@
+"""The pages: what their sources show, and a built copy where there is one."""
+
+import ast
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+
+import probsl
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+HTML = DOCS / "_build" / "html"
+BUILT_FROM = [ROOT / "probsl" / "__init__.py", *(DOCS / "api").glob("*.rst")]
+MADE = ("_build", "gallery", "generated")
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*")
+    if path.suffix in (".md", ".rst")
+    and not set(MADE) & set(path.relative_to(DOCS).parts)
+    and "_templates" not in path.parts
+)
+# What a browser would fetch by itself; a link that a reader follows is none of these.
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source|embed)\b[^>]*\b(?:src|srcset)=["']?(?:https?:)?//"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|icon|preconnect))"""
+    r"""[^>]*\bhref=["']?(?:https?:)?//"""
+    r"""|@import\s+(?:url\()?["']?(?:https?:)?//|\burl\(["']?(?:https?:)?//"""
+)
+
+
+def of(page: Path) -> str:
+    """Return how Sphinx calls a page."""
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def listed() -> set[str]:
+    """Return the pages that some toctree lists."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.M | re.S)
+        blocks += re.findall(r"^\.\. toctree::\n((?:[ \t]+.*\n|\n)*)", text, re.M)
+        for line in "\n".join(blocks).splitlines():
+            entry = line.strip()
+            if entry and not entry.startswith(":"):
+                found.add((Path(of(page)).parent / entry).as_posix())
+    return found
+
+
+@pytest.mark.parametrize("name", probsl.__all__)
+def test_every_public_name_is_in_the_api_pages(name):
+    # The entries of autosummary, each alone on its line.
+    entries = (DOCS / "api" / "index.rst").read_text()
+    assert re.search(rf"^   {name}$", entries, re.M), "add it to docs/api/index.rst"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_every_page_is_in_a_toctree(page):
+    assert of(page) == "index" or of(page) in listed()
+
+
+def test_every_tutorial_is_executed():
+    tutorials = [p for p in (DOCS / "tutorials").glob("*.md") if p.stem != "index"]
+    assert len(tutorials) >= 2
+    for page in tutorials:
+        text = page.read_text()
+        assert text.startswith("---\nfile_format: mystnb\n"), page
+        assert "```{code-cell}" in text, page
+
+
+def test_nothing_is_configured_to_come_from_the_network():
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse((DOCS / "conf.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert [s for s in strings if re.search(r"https?://|intersphinx", s)] == []
+    for path in (DOCS / "_static").glob("*.css"):
+        assert not FETCHED.search(path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("text", "fetched"),
+    [
+        ('<script src="https://example.org/a.js">', True),
+        ('<script async src="//example.org/a.js">', True),
+        ('<link rel="stylesheet" href="https://example.org/a.css">', True),
+        ('<link href="https://example.org/a.css" rel="stylesheet">', True),
+        ("@import url('https://example.org/a.css');", True),
+        ('<script src="_static/a.js">', False),
+        ('<link rel="stylesheet" href="_static/a.css">', False),
+        ('<a href="https://example.org/">a link to follow</a>', False),
+    ],
+)
+def test_what_counts_as_fetched(text, fetched):
+    assert bool(FETCHED.search(text)) is fetched
+
+
+@pytest.fixture
+def built():
+    inventory = HTML / "objects.inv"
+    if not inventory.exists():
+        pytest.skip("NOT CHECKED: the built pages, for there are none; make docs")
+    newest = max(path.stat().st_mtime for path in BUILT_FROM)
+    if inventory.stat().st_mtime < newest:
+        pytest.skip("NOT CHECKED: the built pages, which are out of date; make docs")
+    return HTML
+
+
+def test_the_built_pages_fetch_nothing_from_the_network(built):
+    fetching = {}
+    for path in sorted(built.rglob("*.html")):
+        found = FETCHED.search(path.read_text())
+        if found:
+            fetching[str(path.relative_to(built))] = found[0]
+    assert fetching == {}
+
+
+def test_every_public_name_has_a_built_page(built):
+    # Four lines of header, and then one object per line: name, role, and where it is.
+    raw = (built / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    lines = zlib.decompress(raw).decode().splitlines()
+    documented = {name for name, role, *_ in map(str.split, lines) if "py:" in role}
+    assert {f"probsl.{name}" for name in probsl.__all__} - documented == set()
