@@ -224,7 +224,8 @@ def _printable(scores: pd.DataFrame) -> pd.DataFrame:
     table = scores.copy().astype(object)
     for column in table.columns:
         table[column] = [
-            f"{v:.2f}" if isinstance(v, float) else str(v) for v in table[column]
+            ("" if math.isnan(v) else f"{v:.2f}") if isinstance(v, float) else str(v)
+            for v in table[column]
         ]
     return table
 

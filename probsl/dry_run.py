@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from probsl.conversion import place
 from probsl.isolation import isolated
+from probsl.program_errors import annotate, refuse_unequal_lengths
 from probsl.sites import (
     is_factor,
     is_observation,
@@ -20,7 +20,7 @@ from probsl.sites import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from probsl.data import Arguments
     from probsl.parameters import Functional
@@ -83,7 +83,7 @@ def dry_run(
     try:
         messages = rehearse(arguments.values)
     except Exception as error:
-        _refuse_unequal_lengths(rehearse, arguments, error)
+        refuse_unequal_lengths(rehearse, arguments, error)
         annotate(error, arguments, dtype)
         raise
     refuse_unannotated(messages)
@@ -96,85 +96,8 @@ def dry_run(
     return messages
 
 
-def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None:
-    """Add to a program's error what the types of its arguments have to do with it.
-
-    Parameters
-    ----------
-    error
-        What the program or the guide raised.
-    arguments
-        What it was called with.
-    dtype
-        The floating type of the fit.
-    """
-    text = str(error)
-    arrays = {n: v for n, v in arguments.values.items() if torch.is_tensor(v)}
-    if "used as indices" in text:
-        whole = [
-            n
-            for n, v in arrays.items()
-            if v.is_floating_point() and bool((v == v.round()).all())
-        ]
-        if whole:
-            error.add_note(
-                f"probsl: argument '{whole[0]}' holds whole numbers of type "
-                f"{arrays[whole[0]].dtype}; give integers to use it as an index"
-            )
-    elif isinstance(error, RuntimeError | TypeError) and re.search(
-        r"dtype|scalar type|result type", text
-    ):
-        integers = [n for n, v in arrays.items() if not v.is_floating_point()]
-        stay = f"; integers stay what they are ({', '.join(integers)})"
-        error.add_note(
-            f"probsl: this fit computes in {dtype}{stay if integers else ''}; bring "
-            "what the program adds to its arguments to the same type, as in "
-            "constant.to(x.dtype), or choose the type with probsl.fit(..., dtype=)"
-        )
-
-
 def _observations(messages: Mapping[str, Any]) -> Iterator[Any]:
     return (m for m in messages.values() if is_observation(m))
-
-
-def _refuse_unequal_lengths(
-    rehearse: Callable[[Mapping[str, Any]], Any],
-    arguments: Arguments,
-    error: Exception,
-) -> None:
-    """Say that arguments are of unequal length, where that is what is wrong.
-
-    It is, if the program runs once the shorter ones are as long as the others.
-    Arrays with one entry per group may well be shorter, so lengths do not tell.
-    """
-    if isinstance(error, IndexError) and "out of bounds" in str(error):
-        return
-    lengths = arguments.lengths()
-    trials = [
-        (short, target)
-        for target in set(lengths.values())
-        for least in set(lengths.values())
-        if (short := [n for n, size in lengths.items() if least <= size < target])
-        and least > 0
-    ]
-    for short, target in sorted(trials, key=lambda trial: (len(trial[0]), -trial[1])):
-        values = dict(arguments.values)
-        for name in short:
-            values[name] = values[name][torch.arange(target) % lengths[name]]
-        try:
-            rehearse(values)
-        except Exception:  # the lengths were not what was wrong
-            continue
-        named = {n: s for n, s in lengths.items() if n in short or s == target}
-        raise ValueError(
-            f"arguments {_listed(map(repr, named))} have unequal lengths, "
-            f"{_listed(map(str, named.values()))}; give them one entry per row each"
-        ) from error
-
-
-def _listed(words: Any) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}"
 
 
 def _refuse_batch_norm(functional: Functional) -> None:

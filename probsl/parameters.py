@@ -139,6 +139,17 @@ class Functional:
             )
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the modules into eval mode for a block, as predictions ask."""
+        modes = [(module, module.training) for module in self._container.modules()]
+        self._container.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @contextmanager
     def untouched(self) -> Iterator[None]:
         """Let a block call the function as it is, and put its buffers back."""
         kept = {n: b.clone() for n, b in self._container.named_buffers()}

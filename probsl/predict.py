@@ -73,8 +73,9 @@ def predictive(
             if is_deterministic(msg) or name in observed
         }
 
+    evaluating = problem.program.evaluating()
     try:
-        with isolated(problem.dtype, seed), torch.no_grad():
+        with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
             return map_draws(generate, kept, count, problem.size)
     except Exception as error:
         _annotate_shapes(error, problem, arguments)
@@ -106,7 +107,8 @@ def deterministics(
             problem.run(own, problem.arguments.values)
         return {name: generating.messages[name]["value"] for name in chosen}
 
-    with isolated(problem.dtype), torch.no_grad():
+    evaluating = problem.program.evaluating()
+    with isolated(problem.dtype), torch.no_grad(), evaluating:
         return map_draws(generate, draws, count, problem.size)
 
 
@@ -188,7 +190,8 @@ def _anew(
             problem.run(own, problem.arguments.values)
         return {name: drawing.messages[name]["value"] for name in names}
 
-    with isolated(problem.dtype, seed), torch.no_grad():
+    evaluating = problem.program.evaluating()
+    with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
         drawn = map_draws(generate, given, count, problem.size)
     return (
         {name: value for name, value in drawn.items() if name not in missing},
@@ -226,7 +229,8 @@ def log_score_rows(
         _check_group_sizes(problem, values)
         return {"row": problem.log_likelihood_rows(values, own)}
 
-    with isolated(problem.dtype, seed), torch.no_grad():
+    evaluating = problem.program.evaluating()
+    with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
         rows = map_draws(score, kept, count, problem.size)["row"]
     return torch.logsumexp(rows, 0) - math.log(count)
 

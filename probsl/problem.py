@@ -420,13 +420,21 @@ class Problem:
         batch: Batch,
         skip: set[str],
     ) -> dict[str, tuple[Tensor, int | None]]:
-        return site_terms(
+        scoring = Scoring(values, skip)
+        terms = site_terms(
             lambda: self.run(own, batch.arguments),
-            Scoring(values, skip),
+            scoring,
             self.data_plate,
             batch,
             self._nesting() if self.named(Role.ENUMERATED) else None,
         )
+        changed = scoring.messages.keys() ^ {s.name for s in self.sites}
+        if changed:
+            raise ValueError(
+                f"site '{min(changed)}' comes and goes between runs; a program must "
+                "reach the same sites whatever the values of its latents"
+            )
+        return terms
 
     def _nesting(self) -> int:
         """Return how many axes on the right plates and batch shapes take."""

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import TransformedDistribution, constraints
 from torch.distributions.constraint_registry import biject_to
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def inventory(run: Callable[[], Any], data_plate: str | None) -> tuple[Site, ...
     """
     messages, second = visit(run, jitter=0.1), visit(run, jitter=0.3)
     _refuse_changing_sites(messages, second)
+    _refuse_moving_supports(messages, second)
     parents = _parents(run, messages, second)
     return tuple(
         _site(message, parents.get(name, ()), data_plate)
@@ -322,11 +323,31 @@ def _refuse_changing_sites(first: Mapping[str, Any], second: Mapping[str, Any]) 
             )
 
 
+def _refuse_moving_supports(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> None:
+    """Refuse latents whose coordinates would be those of the dry run's support."""
+    for name, message in first.items():
+        if message["is_observed"] or not _is_continuous(message["fn"]):
+            continue
+        centers = []
+        for fn in (message["fn"], second[name]["fn"]):
+            transform = biject_to(fn.support)
+            shape = transform.inverse_shape(message["value"].shape)
+            centers.append(transform(torch.zeros(shape)))
+        if not torch.equal(*centers):
+            raise ValueError(
+                f"the support of latent site '{name}' depends on another latent; "
+                "sample its share of the range instead, from a distribution on (0, 1), "
+                "and multiply"
+            )
+
+
 def unwrap(fn: Any) -> Any:
     """Return the distribution inside `to_event`, `mask` and `expand`."""
     while True:
         inner = getattr(fn, "base_dist", None)
-        if inner is None or isinstance(fn, dist.TransformedDistribution):
+        if inner is None or isinstance(fn, TransformedDistribution):
             return fn
         fn = inner
 

@@ -14,6 +14,7 @@ import torch
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGuide,
+    AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -24,8 +25,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from probsl.dry_run import annotate
 from probsl.parameters import Functional
+from probsl.program_errors import annotate
 from probsl.scoring import Batch, Scoring
 from probsl.sites import Role
 
@@ -123,8 +124,7 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
         functional.collect(arguments)
     except Exception as error:
         error.add_note(
-            "probsl: raised by the guide, called with the program's arguments, "
-            f"{', '.join(arguments)}"
+            "probsl: raised by the guide, which takes the program's arguments"
         )
         annotate(error, problem.arguments, problem.dtype)
         raise
@@ -205,8 +205,7 @@ def _conditional_scale(factor: Tensor) -> Tensor:
 
 def _is_factory(problem: Problem, form: Any) -> bool:
     """Tell a maker of guides, which takes the program, from a guide."""
-    while isinstance(form, functools.partial):
-        form = form.func
+    form = _unwrapped(form)
     if isinstance(form, type):
         return True
     if not callable(form):
@@ -220,15 +219,22 @@ def _is_factory(problem: Problem, form: Any) -> bool:
     return len(required) == 1 and required[0] not in problem.arguments.values
 
 
+def _unwrapped(form: Any) -> Any:
+    while isinstance(form, functools.partial):
+        form = form.func
+    return form
+
+
 def _accepts(form: Any, option: str) -> bool:
     if isinstance(form, functools.partial) and option in form.keywords:
         return False
+    if AutoIAFNormal in getattr(_unwrapped(form), "__mro__", ()):
+        return False  # it takes every option, and warns of those it does not use
     return option in inspect.signature(form).parameters
 
 
 def _name(form: Any) -> str:
-    while isinstance(form, functools.partial):
-        form = form.func
+    form = _unwrapped(form)
     return getattr(form, "__name__", type(form).__name__)
 
 

@@ -24,9 +24,10 @@ def arrays(path: str) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def names(folder: str) -> list[Any]:
-    """Return the names of a folder's files as parameters of a test."""
-    return _parameters(sorted(file.stem for file in (FOLDER / folder).glob("*.json")))
+def names(folder: str, wanted: Callable[[dict[str, Any]], bool] = bool) -> list[Any]:
+    """Return the names of a folder's wanted files as parameters of a test."""
+    files = sorted((FOLDER / folder).glob("*.json"))
+    return _parameters([f.stem for f in files if wanted(json.loads(f.read_text()))])
 
 
 def cases(path: str, wanted: Callable[[dict[str, Any]], bool]) -> list[Any]:

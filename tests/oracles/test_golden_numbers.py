@@ -254,6 +254,27 @@ def test_centered_schools_leave_their_hyperparameters_unidentified_by_mle():
     assert_allclose(fit.point()["theta"], EFFECTS, rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_noncentered_schools_are_unidentified_by_mle(seed):
+    # Eight numbers mu + tau z_j fit eight effects exactly, in many ways.
+    method = probsl.MLE(integrate=())
+    fit = probsl.fit(noncentered_schools, SCHOOLS, method, seed=seed)
+    assert fit.status is Status.UNIDENTIFIED
+    assert set(fit.sites) == {"mu", "tau", "z"}
+
+
+def test_a_support_that_moves_with_a_latent_is_refused():
+    def program(y=None):
+        a = pyro.sample("a", dist.Uniform(0.0, 1.0))
+        b = pyro.sample("b", dist.Uniform(0.0, 1.0 - a))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Categorical(torch.stack([a, b, 1 - a - b])), obs=y)
+
+    # In the coordinates of one support the mode a = b = 1/2 is out of reach.
+    with pytest.raises(ValueError, match="support of latent site 'b' depends"):
+        probsl.fit(program, {"y": torch.tensor([0, 1, 1])}, probsl.MAP())
+
+
 def test_noncentered_schools_have_their_mode_at_the_boundary_of_tau():
     fit = probsl.fit(noncentered_schools, SCHOOLS, probsl.MAP())
     assert fit.status is Status.BOUNDARY

@@ -71,31 +71,27 @@ def test_map_is_the_published_mode(name, space):
     assert_allclose(-fit.losses[-1] - offset, height, rtol=1e-13, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("posteriordb", lambda p: p["flat_priors"]))
 def test_without_priors_maximum_likelihood_is_the_constrained_mode(name):
     reference, program, data = load(name)
-    if not reference["flat_priors"]:
-        pytest.skip("it has priors, so that its mode is another one")
     fit = probsl.fit(program, data, probsl.MLE())
     mode = reference["mode_constrained"]["params"]
     assert fit.status is Status.CONVERGED
     assert distance(table(fit)["estimate"], mode, reference) < 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("posteriordb", lambda p: p["near_gaussian"]))
 def test_full_rank_svi_of_a_nearly_gaussian_posterior_is_the_best_gaussian(name):
     reference, program, data = load(name)
-    if not reference["near_gaussian"]:
-        pytest.skip("no Gaussian fits it well")
     fit = probsl.fit(program, data, probsl.SVI(AutoMultivariateNormal))
     summary, best = table(fit), reference["vi_optimum"]["full_rank"]
     assert fit.status is Status.CONVERGED
     # Fixed draws leave errors of the order of what is not Gaussian, divided by the
-    # root of their number, 64 at least: over these posteriors 0.001 sds, 0.9% of an sd
-    # and 0.007 nats at most, of which the reference's own draws have half.
+    # root of their number, 64 at least: over these posteriors and seeds 0 to 3 at most
+    # 0.0015 sds, 0.9% of an sd (half of which is the reference's) and 0.009 nats.
     assert distance(summary["estimate"], best["mean"], reference) < 0.005
     sds = np.array([summary["sd"][name] for name in best["sd"]])
-    assert_allclose(sds, list(best["sd"].values()), rtol=0.02)
+    assert_allclose(sds, list(best["sd"].values()), rtol=0.015)
     elbo = -fit.losses[-1] - reference["log_prob_offset"]
     assert_allclose(elbo, best["elbo"], atol=0.02, rtol=0)
     # The distance of the best Gaussian from the draws of the posterior itself.

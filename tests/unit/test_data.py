@@ -1,0 +1,301 @@
+"""Data in every form become the same tensors, and keep what their labels meant."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from refusals import GROUP, N, X, Y, fit, means
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from probsl.data import bind, find_rows, floating_type, gathered, row_weights
+
+VALUES = [1.0, 2.0, 3.0]
+ROWS = {"x": X, "y": Y}
+
+
+def program(x, y=None):
+    """Take two arguments; never run here."""
+
+
+def x_of(value, **options):
+    return bind(program, {"x": value}, **options).values["x"]
+
+
+# --- Arrays of every kind
+
+
+def backwards():
+    return np.array(VALUES[::-1])[::-1]
+
+
+def read_only():
+    array = np.array(VALUES)
+    array.flags.writeable = False
+    return array
+
+
+FLOATS = {
+    "list": VALUES,
+    "tuple": tuple(VALUES),
+    "list of tensors": [torch.tensor(v).double() for v in VALUES],
+    "tensor": torch.tensor(VALUES).double(),
+    "tensor with gradient": torch.tensor(VALUES, requires_grad=True).double(),
+    "array": np.array(VALUES),
+    "array with negative strides": backwards(),
+    "read-only array": read_only(),
+    "array in another byte order": np.array(VALUES, dtype=">f8"),
+    "series": pd.Series(VALUES),
+    "series of another index": pd.Series(VALUES, index=[7, 7, 8]),
+    "nullable series": pd.Series(VALUES, dtype="Float64"),
+    "index": pd.Index(VALUES),
+}
+
+
+@pytest.mark.parametrize("value", FLOATS.values(), ids=FLOATS)
+def test_floats_of_every_kind_are_the_same_tensor(value):
+    converted = x_of(value)
+    assert converted.dtype is torch.float64
+    assert not converted.requires_grad
+    assert converted.tolist() == VALUES
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        ([1, 0, 1], torch.int64),
+        ([True, False, True], torch.bool),
+        (np.array([1, 0, 1], dtype=np.uint8), torch.uint8),
+        (np.array([1, 0, 1], dtype=np.uint32), torch.int64),
+        (np.array([1, 0, 1], dtype=np.float32), torch.float32),
+        (pd.Series([1, 0, 1], dtype="Int32"), torch.int32),
+        (pd.Series([True, False, True], dtype="boolean"), torch.bool),
+    ],
+)
+def test_integers_booleans_and_precisions_stay(value, dtype):
+    converted = x_of(value)
+    assert converted.dtype is dtype
+    assert converted.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "value", [3, 2.5, float("inf"), "logit", None, max, {"a": 1}], ids=str
+)
+def test_constants_pass_through(value):
+    assert x_of(value) is value
+
+
+def test_tensors_of_different_shapes_stay_a_list():
+    layers = [torch.zeros(2), torch.zeros(3)]
+    assert x_of(layers) is layers
+
+
+def test_a_data_frame_is_a_matrix_of_the_widest_type():
+    frame = pd.DataFrame({"a": [1, 2], "b": np.array([0.5, 1.5], dtype=np.float32)})
+    converted = x_of(frame)
+    assert converted.dtype is torch.float32
+    assert converted.tolist() == [[1.0, 0.5], [2.0, 1.5]]
+
+
+def test_cast_changes_floating_tensors_alone():
+    arguments = bind(program, {"x": torch.ones(2), "y": torch.arange(2)})
+    cast = arguments.cast(torch.float64).values
+    assert (cast["x"].dtype, cast["y"].dtype) == (torch.float64, torch.int64)
+
+
+# --- Labels
+
+
+def test_categories_become_codes_and_keep_their_labels():
+    arguments = bind(program, {"x": pd.Categorical(["b", "a", "b"])})
+    assert arguments.values["x"].tolist() == [1, 0, 1]
+    assert arguments.labels == {"x": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pd.Series(["b", "b"], dtype="category"),
+        pd.Series(["b", "b"]),
+        pd.Categorical(["b", "b"]),
+        np.array(["b", "b"]),
+        ["b", "b"],
+        [1, 1],
+        torch.tensor([1, 1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_later_categories_have_the_codes_of_the_fit(later):
+    arguments = bind(program, {"x": pd.Categorical(["b", "a", "b"])})
+    again = bind(program, {"x": later}, labels=arguments.labels)
+    assert again.values["x"].tolist() == [1, 1]
+
+
+def test_categories_that_are_numbers_are_known_by_their_values():
+    arguments = bind(program, {"x": pd.Categorical([20, 10, 20])})
+    again = bind(program, {"x": np.array([20, 20])}, labels=arguments.labels)
+    assert again.values["x"].tolist() == [1, 1]
+
+
+def test_categories_in_a_data_frame_have_the_codes_of_the_fit():
+    def frame(*sex):
+        return pd.DataFrame({"age": 1.0, "sex": pd.Categorical(sex)})
+
+    arguments = bind(program, {"x": frame("m", "f")})
+    again = bind(program, {"x": frame("m", "m")}, labels=arguments.labels)
+    assert arguments.labels == {"x": ("age", "sex"), "x.sex": ("f", "m")}
+    assert again.values["x"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_columns_are_taken_in_the_order_of_the_fit():
+    frame = pd.DataFrame({"age": [1.0], "sex": [0.0]})
+    arguments = bind(program, {"x": frame})
+    later = frame[["sex", "age"]].assign(other=5.0)
+    again = bind(program, {"x": later}, labels=arguments.labels)
+    assert again.values["x"].tolist() == [[1.0, 0.0]]
+
+
+def test_predictions_and_scores_know_the_labels():
+    labels = pd.Series(["a", "b"] * (N // 2), dtype="category")
+    fitted = fit(means, data={"group": labels, "y": Y})
+    of_labels = fitted.predict({"group": ["a", "b", "b"]}, draws=3)
+    of_codes = fitted.predict({"group": torch.tensor([0, 1, 1])}, draws=3)
+    assert torch.equal(of_labels["y"], of_codes["y"])
+
+
+# --- Arguments by name, by position, by column
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": VALUES, "y": VALUES},
+        (VALUES, VALUES),
+        pd.DataFrame({"other": ["a"] * 3, "y": VALUES, "x": VALUES}),
+    ],
+    ids=["mapping", "tuple", "data frame"],
+)
+def test_every_form_names_the_same_arguments(data):
+    values = bind(program, data).values
+    assert {name: value.tolist() for name, value in values.items()} == {
+        "x": VALUES,
+        "y": VALUES,
+    }
+
+
+def test_optional_arguments_may_be_left_out():
+    assert list(bind(program, {"x": VALUES}).values) == ["x"]
+    assert list(bind(program, (VALUES,)).values) == ["x"]
+
+
+def test_a_program_with_any_keywords_takes_any_name():
+    def takes_all(*arrays, **named):
+        """Never run here."""
+
+    assert list(bind(takes_all, {"any": VALUES}).values) == ["any"]
+
+
+def test_constants_may_be_bound_beforehand():
+    def with_constant(x, number, y=None):
+        """Never run here."""
+
+    assert list(bind(partial(with_constant, number=3), {"x": VALUES}).values) == ["x"]
+
+
+# --- Loaders
+
+
+class Mappings(Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return {"x": X[index], "y": Y[index]}
+
+
+def as_arrays(rows):
+    return {
+        "x": np.stack([r["x"].numpy() for r in rows]),
+        "y": [float(r["y"]) for r in rows],
+        "number": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(TensorDataset(X, Y), batch_size=8),
+        DataLoader(Mappings(), batch_size=8),
+        DataLoader(Mappings(), batch_size=8, collate_fn=as_arrays),
+    ],
+    ids=["tuples", "mappings", "arrays"],
+)
+def test_a_loader_is_gathered(loader):
+    data, size = gathered(loader)
+    values = bind(lambda x, y=None, number=None: None, data).values
+    assert size == 8
+    assert torch.equal(values["x"], X)
+    torch.testing.assert_close(values["y"].float(), Y)
+    assert values.get("number", 3) == 3
+
+
+def test_a_shuffling_loader_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    gathered(DataLoader(Mappings(), batch_size=8, shuffle=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loader_is_fitted_in_batches_of_its_size():
+    sizes = []
+
+    def callback(step, loss, parameters):
+        sizes.append(step)
+        return step == 3
+
+    loader = DataLoader(Mappings(), batch_size=8)
+    assert fit(data=loader, callbacks=[callback]).problem.size == N
+    assert sizes == [1, 2, 3]
+
+
+def test_other_data_are_not_gathered():
+    assert gathered(ROWS) == (ROWS, None)
+
+
+# --- Types, rows, weights
+
+
+def test_the_floating_type_is_asked_for_else_own_else_the_widest():
+    arguments = bind(program, {"x": torch.ones(2), "y": torch.ones(2).double()})
+    own = {torch.float32}
+    assert floating_type(arguments, own, torch.float16) is torch.float16
+    assert floating_type(arguments, own, None) is torch.float32
+    assert floating_type(arguments, set(), None) is torch.float64
+    integers = bind(program, {"x": [1, 2]})
+    assert floating_type(integers, set(), None) is torch.get_default_dtype()
+
+
+def test_rows_are_the_arguments_of_that_length():
+    arguments = bind(program, {"x": torch.ones(3, 2), "y": torch.ones(2)})
+    assert find_rows(arguments, 3, None, {}) == ("x",)
+    assert find_rows(arguments, 2, None, {}) == ("y",)
+    assert find_rows(arguments, 5, None, {"groups": 5}) == ()
+
+
+def test_one_row_is_never_ambiguous():
+    arguments = bind(program, {"x": torch.ones(1, 1), "y": torch.ones(1)})
+    assert find_rows(arguments, 1, None, {"groups": 1}) == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "weights", [[2, 0, 1], pd.Series([2, 0, 1]), torch.tensor([2.0, 0.0, 1.0])]
+)
+def test_row_weights_become_floats(weights):
+    converted = row_weights(weights, 3, torch.float64)
+    assert converted.dtype is torch.float64
+    assert converted.tolist() == [2.0, 0.0, 1.0]
+
+
+def test_lengths_are_those_of_arrays():
+    arguments = bind(program, {"x": GROUP, "y": torch.tensor(1.0)})
+    assert arguments.lengths() == {"x": N}
