@@ -98,12 +98,16 @@ class Run:
     callbacks
         Called as ``callback(step, loss, parameters)`` after every step, with
         the flat unconstrained vector; a true answer stops the fit.
+    compile
+        Whether first-order steps are compiled: from the first one on, never, or
+        once that promises to pay.
     """
 
     seed: int = 0
     batch_size: int | None = None
     progress: bool | None = None
     callbacks: tuple[Callable[[int, float, Tensor], Any], ...] = ()
+    compile: Literal["auto"] | bool = "auto"
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Outcome:
     losses: Tensor
     steps: int
     note: str = ""
+    compiled_from: int | None = None
 
 
 class Method(Protocol):
@@ -153,6 +158,8 @@ class Fit:
         Wall time.
     note
         What the method decided by itself, in a sentence.
+    compiled_from
+        The first step that compiled code took; None where all steps ran eagerly.
     """
 
     problem: Problem
@@ -165,6 +172,7 @@ class Fit:
     steps: int
     seconds: float
     note: str = field(default="", compare=False)
+    compiled_from: int | None = field(default=None, compare=False)
 
     @property
     def message(self) -> str:
@@ -329,6 +337,7 @@ def fit(
     rows: Sequence[str] | None = None,
     weights: Any = None,
     dtype: torch.dtype | None = None,
+    compile: Literal["auto"] | bool = "auto",
     progress: bool | None = None,
     callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
 ) -> Fit:
@@ -359,6 +368,10 @@ def fit(
     dtype
         Floating type of all computations; None takes that of the program's own
         parameters, else the widest of the data.
+    compile
+        Whether to compile first-order steps: True before the first one, False never,
+        "auto" once the time still to go promises to repay a compiler's seconds.
+        Searches that end in tens of steps need none.
     progress
         Whether to show a progress bar; None shows one on a terminal.
     callbacks
@@ -393,6 +406,8 @@ def fit(
     _check_method(method)
     _check_callbacks(callbacks)
     seed = whole_number("seed", seed, least=0)
+    if compile not in ("auto", True, False):
+        raise ValueError(f"compile must be 'auto', True or False, got {compile!r}")
     started = time.perf_counter()
     data, loader_size = gathered(data)
     problem = Problem.build(program, data, rows=rows, weights=weights, dtype=dtype)
@@ -400,7 +415,7 @@ def fit(
     if batch_size is not None:
         problem.check_batch_size(batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
-    run = Run(seed, batch_size, progress, tuple(callbacks))
+    run = Run(seed, batch_size, progress, tuple(callbacks), compile)
     with isolated(problem.dtype, seed):
         outcome = method.run(problem, run)
     return Fit(
@@ -414,6 +429,7 @@ def fit(
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
         note=outcome.note,
+        compiled_from=outcome.compiled_from,
     )
 
 

@@ -286,11 +286,27 @@ class Problem:
         index
             Which rows, shape ``[batch]``.
         """
-        arguments = dict(self.arguments.values)
-        for name in self.rows:
-            arguments[name] = arguments[name][index]
+        rows = {name: self.arguments.values[name][index] for name in self.rows}
         weights = None if self.weights is None else self.weights[index]
-        return Batch(arguments, weights, self.size / len(index))
+        return self.batch_of(rows, weights)
+
+    def batch_of(
+        self, rows: Mapping[str, Tensor], weights: Tensor | None = None
+    ) -> Batch:
+        """Return given rows as a batch that stands for all; all rows without any.
+
+        Parameters
+        ----------
+        rows
+            Row argument -> its values, shape ``[batch, ...]``.
+        weights
+            Their weights, shape ``[batch]``.
+        """
+        if not rows:
+            return self.batch()
+        length = len(next(iter(rows.values())))
+        arguments = {**self.arguments.values, **rows}
+        return Batch(arguments, weights, self.size / length)
 
     def observed_values(self) -> dict[str, Tensor]:
         """Return observed site -> its value."""

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
+from probsl.engine.feed import Feed
+from probsl.engine.first_order import (
+    AdamWalk,
+    OptimizerFactory,
+    OptimizerWalk,
+    SchedulerFactory,
+    adam_options,
+)
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
 # and no drift: gradients of a noisy objective at rest average to zero.
 _PATIENCE = 2
-_WINDOW = 250
+WINDOW = 250
 _STAGES = 5
 _RATE = 0.03
 _DECAY = 0.3
 _BAD_STEPS = 20
+_RETREATS = 3
+
+# Seconds that a graph, and that compiled code of it, may take to make.
+_TRACING, _COMPILING = 0.5, 6.0
+# A search that is not told when to end takes this many steps or more.
+_USUAL_STEPS = 5000
+
+Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+Compile = Literal["auto"] | bool
+# Called with step, objective, point and rate.
+Callback = Callable[[int, float, Tensor, float], Any]
 
 
 class Ending(Enum):
@@ -48,6 +67,10 @@ class Settled:
         Steps taken.
     coordinates
         Coordinates whose gradient was not finite, for NONFINITE.
+    compiled_from
+        The first step that compiled code took, or None.
+    trouble
+        Why steps could not be made faster, in a sentence.
     """
 
     x: Tensor
@@ -55,16 +78,23 @@ class Settled:
     ending: Ending
     steps: int
     coordinates: tuple[int, ...] = ()
+    compiled_from: int | None = None
+    trouble: str = ""
 
 
 def settle(
-    objective: Callable[[Tensor], Tensor],
+    objective: Objective,
     start: Tensor,
     *,
+    feed: Feed | None = None,
     optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    clip_norm: float | None = None,
     max_steps: int = 20_000,
     tolerance: float = 1e-6,
-    callback: Callable[[int, float, Tensor], Any] | None = None,
+    compile: Compile = False,
+    callback: Callback | None = None,
+    every_step: bool = True,
 ) -> Settled:
     """Minimize the expectation of a noisy objective.
 
@@ -77,24 +107,37 @@ def settle(
     Parameters
     ----------
     objective
-        Maps a tensor ``[d]`` to a scalar, drawing its own noise; best a mean over
-        rows, of order one however many there are.
+        Maps a tensor ``[d]`` and what the feed gives a step to a scalar; best a mean
+        over rows, of order one however many there are.
     start
         Where to begin, shape ``[d]``.
+    feed
+        Gives every step its rows and its noise; None gives nothing.
     optimizer
         A `torch.optim` class or a `functools.partial` of one; None takes Adam.
+    scheduler
+        A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
+        moves the rate after each step; None lets the rate fall at plateaus.
+    clip_norm
+        A longer gradient is scaled down to this norm.
     max_steps
         How many steps may be taken.
     tolerance
         The progress per window that counts as none.
+    compile
+        True compiles the step before the first one, and "auto" once that promises
+        to pay; where it cannot be, the search goes on without, and warns.
     callback
-        Called with step, objective and point; a true answer ends the search.
+        Called with step, objective, point and rate; a true answer ends the search.
+    every_step
+        Whether `callback` wants to see each step, or one of each block.
 
     Returns
     -------
     Settled
-        A keyboard interrupt ends the search with the point so far; a step that
-        is not finite is skipped, and after twenty in a row the search ends.
+        A keyboard interrupt ends the search with the point so far. A step that is
+        not finite is not made; after twenty in a row the search goes back to the
+        average of its stage at a lower rate, and the third time it ends.
 
     Notes
     -----
@@ -107,100 +150,169 @@ def settle(
     >>> import torch
     >>> from probsl.engine.stochastic import settle
     >>> target = torch.tensor([1.0, -2.0])
-    >>> settled = settle(lambda x: ((x - target) ** 2).sum(), torch.zeros(2))
+    >>> settled = settle(lambda x, _: ((x - target) ** 2).sum(), torch.zeros(2))
     >>> settled.ending.name, settled.x.round(decimals=3)
     ('CONVERGED', tensor([ 1., -2.]))
     """
-    x = start.detach().clone().requires_grad_()
-    make = optimizer or _adam
-    made = make([x])
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(
-            "optimizer must make a torch.optim optimizer of parameters, but made a "
-            f"value of type {type(made).__name__}"
+    feed = feed or Feed(WINDOW)
+    options = adam_options(optimizer, start, _RATE) if scheduler is None else None
+    walk: AdamWalk | OptimizerWalk
+    if options is not None:
+        walk = AdamWalk(objective, start, feed, options, clip_norm)
+    else:
+        walk = OptimizerWalk(
+            objective,
+            start,
+            feed,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            clip=clip_norm,
         )
-    search = _Search(x, made, tolerance)
+    search = _Search(walk, feed, tolerance, compile, decays=scheduler is None)
+    watch = _Watch(callback, every_step=every_step)
     ending = Ending.MAX_STEPS
     try:
-        for step in range(1, max_steps + 1):
-            if not search.step(objective):
-                ending = Ending.NONFINITE
-                break
-            if callback is not None and callback(
-                step, search.losses[-1], x.detach().clone()
-            ):
+        search.prepare()
+        while search.steps < max_steps:
+            if not search.block(max_steps, watch):
                 ending = Ending.INTERRUPTED
                 break
-            if step % _WINDOW == 0 and search.end_window():
+            if search.stuck():
+                ending = Ending.NONFINITE
+                break
+            if search.steps % WINDOW == 0 and search.end_window():
                 ending = Ending.CONVERGED
                 break
+        if ending is Ending.MAX_STEPS and search.broken():
+            ending = Ending.NONFINITE
     except KeyboardInterrupt:
+        search.collect()
         ending = Ending.INTERRUPTED
-    bad = search.bad_coordinates if ending is Ending.NONFINITE else ()
+    bad = walk.nonfinite() if ending is Ending.NONFINITE else ()
     return Settled(
-        search.average(), tuple(search.losses), ending, len(search.losses), bad
+        search.average(),
+        tuple(search.losses),
+        ending,
+        search.steps,
+        bad,
+        search.compiled_from,
+        walk.step.trouble,
     )
+
+
+class _Watch:
+    """Calls back after each step, or after each block."""
+
+    def __init__(self, callback: Callback | None, *, every_step: bool) -> None:
+        self.callback = callback
+        self.every_step = every_step and callback is not None
+
+    def __call__(self, step: int, loss: float, x: Tensor, rate: float) -> bool:
+        if self.callback is None:
+            return False
+        return bool(self.callback(step, loss, x.detach().clone(), rate))
 
 
 class _Search:
     """The state of a stochastic search."""
 
     def __init__(
-        self, x: Tensor, optimizer: torch.optim.Optimizer, tolerance: float
+        self,
+        walk: AdamWalk | OptimizerWalk,
+        feed: Feed,
+        tolerance: float,
+        compile: Compile,
+        *,
+        decays: bool,
     ) -> None:
-        self.x = x
+        self.walk = walk
         self.losses: list[float] = []
-        self.bad_coordinates: tuple[int, ...] = ()
-        self._optimizer = optimizer
+        self.compiled_from: int | None = None
+        self._feed = feed
         self._tolerance = tolerance
+        self._compile = compile
+        self._decays = decays
         self._stage = 0
         self._idle_windows = 0
-        self._bad = 0
-        self._mean = x.detach().clone()
-        self._count = 0
-        self._drift = _Drift(x)
+        self._retreats = 0
+        self._collected = feed.places
+        self._seconds, self._timed = 0.0, 0
 
-    def step(self, objective: Callable[[Tensor], Tensor]) -> bool:
-        """Take one step; return False after too many that are not finite."""
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
 
-        def closure() -> Tensor:
-            self._optimizer.zero_grad()
-            loss = objective(self.x)
-            loss.backward()
-            return loss
+    def prepare(self) -> None:
+        """Compile before the first step, if that is wanted."""
+        if self._compile is True:
+            self.walk.load(self._feed.take())
+            if self.walk.compile():
+                self.compiled_from = 1
+            self._feed.back()
 
-        loss = closure()
-        gradient = self.x.grad
-        if gradient is None:
-            gradient = torch.zeros_like(self.x, requires_grad=False)
-        finite = bool(loss.isfinite()) and bool(gradient.isfinite().all())
-        self.losses.append(float(loss.detach()))
-        if not finite:
-            self._bad += 1
-            bad = (~gradient.isfinite()).nonzero().flatten().tolist()
-            self.bad_coordinates = tuple(bad)
-            return self._bad < _BAD_STEPS
-        self._bad = 0
-        self._drift.add(gradient)
-        if isinstance(self._optimizer, torch.optim.LBFGS):
-            self._optimizer.step(closure)  # it evaluates by itself
-        else:
-            self._optimizer.step()
-        self._count += 1
-        with torch.no_grad():
-            self._mean += (self.x - self._mean) / self._count
+    def block(self, max_steps: int, watch: _Watch) -> bool:
+        """Take the steps of one block; return False if somebody has seen enough."""
+        self._speed_up(max_steps)
+        self.walk.load(self._feed.take())
+        self._collected = 0
+        stop = min(self._feed.places, max_steps - self.steps)
+        started = time.perf_counter()
+        for place in range(1, stop + 1) if watch.every_step else (stop,):
+            self.walk.run(place)
+            self.collect()
+            if watch(self.steps, self.losses[-1], self.walk.x, self.walk.rate):
+                return False
+        self._seconds += time.perf_counter() - started
+        self._timed += stop
         return True
+
+    def collect(self) -> None:
+        """Take note of the losses of the steps that were taken."""
+        done = self.walk.done
+        self.losses += self.walk.losses[self._collected : done].tolist()
+        self._collected = done
+
+    def _speed_up(self, max_steps: int) -> None:
+        """Go over to a faster form of the step where the time still to go repays it."""
+        step = self.walk.step
+        if self._compile != "auto" or step.trouble or self.compiled_from is not None:
+            return
+        if not self._timed:
+            return
+        # Nobody knows how long it will take; what was taken may come once more.
+        left = min(max_steps - self.steps, max(_USUAL_STEPS - self.steps, self.steps))
+        remaining = self._seconds / self._timed * left
+        if remaining > 2 * _COMPILING:
+            if self.walk.compile():
+                self.compiled_from = self.steps + 1
+        elif remaining > 4 * _TRACING and step.form == "eager":
+            self.walk.trace()
+            self._seconds, self._timed = 0.0, 0
+
+    def stuck(self) -> bool:
+        """Go back where steps are not finite any more; return whether that is vain."""
+        if self.steps < _BAD_STEPS or not self.broken():
+            return False
+        self._retreats += 1
+        if self._retreats == _RETREATS:
+            return True
+        self.walk.retreat(_DECAY)
+        return False
+
+    def broken(self) -> bool:
+        """Whether none of the last steps was finite."""
+        return not any(map(math.isfinite, self.losses[-_BAD_STEPS:]))
 
     def end_window(self) -> bool:
         """Lower the rate at a plateau; return whether the last stage is over."""
-        if len(self.losses) < 2 * _WINDOW:
-            self._drift.take()
+        drifting = self.walk.drifting()
+        if len(self.losses) < 2 * WINDOW:
             return False
-        before = _moments(self.losses[-2 * _WINDOW : -_WINDOW])
-        after = _moments(self.losses[-_WINDOW:])
+        before = _moments(self.losses[-2 * WINDOW : -WINDOW])
+        after = _moments(self.losses[-WINDOW:])
         progress = before[0] - after[0]
         noise = math.sqrt(before[1] + after[1])
-        drifting = self._drift.take()
         idle = progress <= max(2 * noise, self._tolerance) and (
             not drifting or noise <= self._tolerance
         )
@@ -211,53 +323,13 @@ class _Search:
         self._stage += 1
         if self._stage == _STAGES:
             return True
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["lr"] * _DECAY
-        self._mean = self.x.detach().clone()
-        self._count = 1
+        self.walk.begin_stage(_DECAY if self._decays else 1.0)
         return False
 
     def average(self) -> Tensor:
         """Return the average iterate of the stage, if the stage is long enough."""
-        return self._mean if self._count >= _WINDOW else self.x.detach().clone()
-
-
-class _Drift:
-    """Tells whether the gradients of a window average to zero."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._sum = torch.zeros_like(like, requires_grad=False)
-        self._squares = torch.zeros_like(self._sum)
-        self._count = 0
-
-    def add(self, gradient: Tensor) -> None:
-        """Take note of one gradient."""
-        self._sum += gradient
-        self._squares += gradient.square()
-        self._count += 1
-
-    def take(self) -> bool:
-        """Return whether they did not, and begin anew.
-
-        At rest the squared t statistics have mean one, and the largest of d
-        exceeds 2 log(200 d) once in a hundred windows.
-        """
-        count = max(self._count, 1)
-        mean = self._sum / count
-        variance = (self._squares / count - mean.square()).clamp(min=0)
-        moving = variance > 0
-        ratios = count * mean.square()[moving] / variance[moving]
-        self._sum.zero_()
-        self._squares.zero_()
-        self._count = 0
-        if not len(ratios):
-            return False
-        limit = 2 * math.log(200 * len(ratios))
-        return bool(ratios.mean() > 2) or bool(ratios.max() > limit)
-
-
-def _adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=_RATE)
+        walk = self.walk
+        return (walk.mean if walk.count >= WINDOW else walk.x).detach().clone()
 
 
 def _moments(losses: list[float]) -> tuple[float, float]:

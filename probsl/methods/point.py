@@ -10,12 +10,13 @@ import torch
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
-from probsl.engine.batches import batches
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     Start,
+    batch_at,
+    broken_sites,
     calm_start,
     check_latent_names,
     check_options,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from probsl.coordinates import Coordinates
-    from probsl.engine.stochastic import OptimizerFactory
+    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
     from probsl.scoring import Batch
 
@@ -50,8 +51,13 @@ class MLE:
     optimizer
         A `torch.optim` class or a `functools.partial` of one. None chooses: up to
         300 dimensions, L-BFGS finished by trust-region Newton; beyond, Adam.
+    scheduler
+        A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
+        moves the rate of first-order steps. None lowers the rate at plateaus.
+    clip_norm
+        A gradient per row that is longer is scaled down to this norm.
     max_steps
-        Steps at most; None: 1,000, or 20,000 of a `torch.optim` optimizer.
+        Steps at most; None: 1,000, or 20,000 first-order ones.
     tolerance
         What the best next step may still gain per row.
     start
@@ -74,6 +80,8 @@ class MLE:
 
     integrate: tuple[str, ...] | None = None
     optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
     max_steps: int | None = None
     tolerance: float | None = None
     start: Start = None
@@ -116,7 +124,7 @@ class MAP:
     space
         Where the density is maximized: ``"constrained"``, as the program states
         it, or ``"unconstrained"``, with the Jacobian of the change of variables.
-    optimizer, max_steps, tolerance, start, starts
+    optimizer, scheduler, clip_norm, max_steps, tolerance, start, starts
         As for `MLE`. Laplace priors of fixed scale give exact zeros, unless an
         optimizer is named or rows come in batches.
 
@@ -142,6 +150,8 @@ class MAP:
     prior_weight: float | Mapping[str, float] = 1.0
     space: Literal["constrained", "unconstrained"] = "constrained"
     optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
     max_steps: int | None = None
     tolerance: float | None = None
     start: Start = None
@@ -215,12 +225,17 @@ def _run(
     # A start that ran off may show a lower objective, but it is no answer.
     best = min(found, key=_preference)
     values, own = objective.named(best.x.detach())
+    sites = best.sites
+    if best.status is Status.NONFINITE:
+        sites = broken_sites(problem, values, own) or sites
     return Outcome(
         posterior=PointPosterior(values, own),
         status=best.status,
-        sites=best.sites,
+        sites=sites,
         losses=best.losses,
         steps=sum(f.steps for f in found),
+        note=best.trouble,
+        compiled_from=best.compiled_from,
     )
 
 
@@ -299,7 +314,7 @@ def _search(
     problem: Problem, run: Run, method: MLE | MAP, objective: _Objective, start: Tensor
 ) -> Found:
     smooth, l1 = objective.without_l1()
-    exact = run.batch_size is None and method.optimizer is None
+    exact = run.batch_size is None and not method.optimizer and not method.scheduler
     if exact and (len(start) <= NEWTON_LIMIT or l1 is not None):
         with watching(run, problem.size, method.max_steps) as callback:
             return search_exactly(
@@ -312,18 +327,14 @@ def _search(
                 l1=l1,
                 callback=callback,
             )
-    source = batches(problem, run.batch_size, run.seed)
-    with watching(run, problem.size, method.max_steps) as callback:
-        return search_noisily(
-            lambda x: objective(x, next(source)),
-            start,
-            objective.layout,
-            problem.size,
-            optimizer=method.optimizer,
-            tolerance=method.tolerance,
-            max_steps=method.max_steps,
-            callback=callback,
-        )
+    return search_noisily(
+        lambda x, given: objective(x, batch_at(problem, given)),
+        start,
+        objective.layout,
+        problem=problem,
+        method=method,
+        run=run,
+    )
 
 
 def _starts(objective: _Objective, method: MLE | MAP, run: Run) -> list[Tensor]:

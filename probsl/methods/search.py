@@ -8,33 +8,40 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 
+from probsl.engine.batches import ShuffledRows
+from probsl.engine.feed import ROW, WEIGHTS, Feed, places_for
 from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
-from probsl.engine.stochastic import Ending, OptimizerFactory, Settled, settle
+from probsl.engine.stochastic import Ending, Settled, settle
 from probsl.fit import Fit, Run, Status
 from probsl.options import did_you_mean, finite_number, whole_number
 from probsl.sites import Role
 
 if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
+    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
+    from probsl.scoring import Batch
 
 # Up to this many coordinates the exact Hessian is affordable.
 NEWTON_LIMIT = 300
 # Random parts of a start, ever closer to zero, and what they may cost per row.
 _SPREADS = (0.1, 1e-3, 1e-5, 1e-7)
 _CALM = 10.0
+# First-order steps at most, where no number is given.
+NOISY_STEPS = 20_000
 # A status names up to this many elements one by one.
 _NAMED_ELEMENTS = 8
 
 Start = Mapping[str, Any] | Fit | None
-Callback = Callable[[int, float, Tensor], Any]
+# Called with step, loss, point and, for first-order steps, the learning rate.
+Callback = Callable[..., Any]
 
 _STATUSES = {
     End.CONVERGED: Status.CONVERGED,
@@ -66,6 +73,8 @@ class Found:
     losses: Tensor
     steps: int
     flattening: bool = False
+    compiled_from: int | None = None
+    trouble: str = ""
 
     @property
     def value(self) -> float:
@@ -119,34 +128,127 @@ def search_exactly(
     return Found(minimum.x, status, names, losses, minimum.steps, minimum.flattening)
 
 
+class Noisy(Protocol):
+    """The options of a method that may search by first-order steps."""
+
+    @property
+    def optimizer(self) -> OptimizerFactory | None:
+        """Makes the optimizer; None chooses."""
+        ...
+
+    @property
+    def scheduler(self) -> SchedulerFactory | None:
+        """Makes what moves the rate; None lowers it at plateaus."""
+        ...
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The longest gradient."""
+        ...
+
+    @property
+    def tolerance(self) -> float | None:
+        """The progress that counts as none."""
+        ...
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps at most."""
+        ...
+
+
 def search_noisily(
-    objective: Callable[[Tensor], Tensor],
+    objective: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
     start: Tensor,
     layout: Coordinates,
-    size: int,
     *,
-    optimizer: OptimizerFactory | None,
-    tolerance: float | None,
-    max_steps: int | None,
-    callback: Callback | None = None,
+    problem: Problem,
+    method: Noisy,
+    run: Run,
+    noise: Callable[[int], Tensor] | None = None,
+    numbers: int = 0,
 ) -> Found:
-    """Minimize by first-order steps, with or without noise in the objective."""
-    settled: Settled = settle(
-        objective,
-        start,
-        optimizer=optimizer,
-        max_steps=max_steps or 20_000,
-        tolerance=1e-6 if tolerance is None else tolerance,
-        callback=callback,
-    )
-    losses = torch.tensor(settled.losses, dtype=torch.float64) * size
+    """Minimize by first-order steps, with or without noise in the objective.
+
+    Parameters
+    ----------
+    objective
+        Maps a point and what its step is given (`batch_at` and `NOISE` read it) to
+        a mean over rows.
+    start, layout
+        As in `search_exactly`.
+    problem, method, run
+        The rows, and the options.
+    noise
+        From a number of steps to the noise of each, ``[steps, ...]``.
+    numbers
+        How many random numbers one step takes.
+    """
+    with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
+        settled: Settled = settle(
+            objective,
+            start,
+            feed=_feed(problem, run, noise, numbers),
+            optimizer=method.optimizer,
+            scheduler=method.scheduler,
+            clip_norm=method.clip_norm,
+            max_steps=method.max_steps or NOISY_STEPS,
+            tolerance=1e-6 if method.tolerance is None else method.tolerance,
+            compile=run.compile,
+            callback=callback,
+            every_step=bool(run.callbacks),
+        )
+    losses = torch.tensor(settled.losses, dtype=torch.float64) * problem.size
     return Found(
         settled.x,
         _ENDINGS[settled.ending],
         _names(layout, settled.coordinates),
         losses,
         settled.steps,
+        compiled_from=settled.compiled_from,
+        trouble=settled.trouble,
     )
+
+
+def batch_at(problem: Problem, given: Mapping[str, Tensor]) -> Batch:
+    """Return the rows that a step is given; all of them where it is given none."""
+    rows = {n.removeprefix(ROW): v for n, v in given.items() if n.startswith(ROW)}
+    return problem.batch_of(rows, given.get(WEIGHTS))
+
+
+def _feed(
+    problem: Problem, run: Run, noise: Callable[[int], Tensor] | None, numbers: int
+) -> Feed:
+    blocks, row_bytes = None, 0
+    if run.batch_size is not None:
+        arrays = {name: problem.arguments.values[name] for name in problem.rows}
+        blocks = ShuffledRows(
+            arrays, problem.size, run.batch_size, run.seed, problem.weights
+        )
+        row_bytes = sum(a.nbytes // max(len(a), 1) for a in arrays.values())
+    needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
+    return Feed(places_for(needed), blocks, noise)
+
+
+def broken_sites(
+    problem: Problem, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Name the sites whose log density is not finite at some values.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    values, own
+        As in `Problem.log_density`.
+    """
+    names = {s.name for s in problem.sites}
+    try:
+        with torch.no_grad():
+            terms = problem.log_density_by_site(values, own, names)
+    except (ValueError, RuntimeError):  # a matrix that cannot be factorized
+        return ()
+    return tuple(n for n, (term, _) in terms.items() if not term.isfinite().all())
 
 
 def _names(layout: Coordinates, coordinates: Sequence[int]) -> tuple[str, ...]:
@@ -207,6 +309,15 @@ def check_options(method: Any) -> None:
             "as functools.partial(torch.optim.Adam, lr=0.01), got "
             f"{_shown(method.optimizer)}"
         )
+    if method.scheduler is not None and not callable(method.scheduler):
+        raise TypeError(
+            "scheduler must be a class of torch.optim.lr_scheduler or a "
+            "functools.partial of one, such as functools.partial("
+            "torch.optim.lr_scheduler.ExponentialLR, gamma=0.999), got "
+            f"{_shown(method.scheduler)}"
+        )
+    if method.clip_norm is not None:
+        finite_number("clip_norm", method.clip_norm)
     if not isinstance(method.start, Mapping | Fit | None):
         raise TypeError(
             'start must map sites to values, such as {"w": 0.5}, or be a fit, got '
@@ -395,10 +506,11 @@ def watching(run: Run, size: int, total: int | None) -> Iterator[Callback]:
 
         bar = tqdm(total=total, unit="step")
 
-    def callback(step: int, loss: float, x: Tensor) -> bool:
+    def callback(step: int, loss: float, x: Tensor, rate: float | None = None) -> bool:
         if bar is not None:
             bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss * size:.6g}", refresh=False)
+            told = {} if rate is None else {"rate": f"{rate:.2g}"}
+            bar.set_postfix(loss=f"{loss * size:.6g}", **told, refresh=False)
         answers = [each(step, loss * size, x) for each in run.callbacks]
         return any(answers)
 

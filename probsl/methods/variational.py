@@ -13,7 +13,7 @@ from torch.distributions.constraint_registry import biject_to
 from torch.distributions.transforms import identity_transform
 
 from probsl.coordinates import Coordinates, Entry
-from probsl.engine.batches import batches
+from probsl.engine.feed import NOISE
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
 from probsl.fit import Fit, Outcome, Run, Status
@@ -23,6 +23,8 @@ from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     Start,
+    batch_at,
+    broken_sites,
     calm_start,
     check_options,
     check_prior_weight,
@@ -32,6 +34,7 @@ from probsl.methods.search import (
     start_vector,
     watching,
 )
+from probsl.options import whole_number
 from probsl.predict import map_draws
 from probsl.randomness import NoiseRecord, record, standardized
 from probsl.scoring import Batch, total, weighed_terms
@@ -40,7 +43,7 @@ from probsl.sites import Role
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from probsl.engine.stochastic import OptimizerFactory
+    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
 
 # Fixed draws are for problems whose draws times rows fit in memory many times over.
@@ -71,10 +74,15 @@ class SVI:
         dimensions, low rank up to 5,000, then mean field; `Fit.note` says which.
     prior_weight
         Factor of the log prior, as for `MAP`.
+    draws
+        Draws of the guide that one noisy step averages over; None: 8 where torch can
+        take them together, else 1.
     optimizer
         A `torch.optim` class or a `functools.partial` of one, for noisy steps.
         None chooses: small problems with all rows at once fix their draws, and
         L-BFGS and Newton find the optimum; others take Adam with a decaying rate.
+    scheduler, clip_norm
+        As for `MLE`.
     max_steps
         Steps at most; None: 1,000 with fixed draws, else 20,000.
     tolerance
@@ -107,7 +115,10 @@ class SVI:
 
     guide: GuideForm = None
     prior_weight: float | Mapping[str, float] = 1.0
+    draws: int | None = None
     optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
     max_steps: int | None = None
     tolerance: float | None = None
     start: Start = None
@@ -115,6 +126,8 @@ class SVI:
     def __post_init__(self) -> None:
         check_options(self)
         check_prior_weight(self.prior_weight)
+        if self.draws is not None:
+            whole_number("draws", self.draws)
 
     def run(self, problem: Problem, run: Run) -> Outcome:
         """Fit the problem; see `probsl.fit`."""
@@ -127,23 +140,28 @@ class SVI:
         bound, noise = _prepared(problem, self, weights, run)
         guide = bound.guide
         fixed = _fixed_draws(problem, bound, noise)
-        if fixed and self.optimizer is None and run.batch_size is None:
+        chosen = self.optimizer or self.scheduler or self.draws
+        if fixed and not chosen and run.batch_size is None:
             found = _with_fixed_draws(self, run, bound, noise, fixed)
         else:
             found = None
         note = "with fixed draws"
         if found is None:
             found = _with_noise(self, run, bound, noise)
-            note = "by noisy steps"
+            note = "; ".join(filter(None, ["by noisy steps", found.trouble]))
         values = bound.layout.unconstrained(found.x.detach())
         posterior = GuidePosterior(problem, guide, *bound.split(values))
+        sites = found.sites
+        if found.status is Status.NONFINITE:
+            sites = posterior.broken_sites() or sites
         return Outcome(
             posterior=posterior,
             status=found.status,
-            sites=found.sites,
+            sites=sites,
             losses=found.losses,
             steps=found.steps,
             note=f"guide {guide.name}{' (chosen)' if guide.chosen else ''}, {note}",
+            compiled_from=found.compiled_from,
         )
 
 
@@ -265,6 +283,11 @@ class GuidePosterior:
                 generator = torch.Generator().manual_seed(seed)
                 return self._drawn(function, self._noise.draw(count, generator))
             return map_draws(lambda _: function(), {}, count, self._elements)
+
+    def broken_sites(self) -> tuple[str, ...]:
+        """Name the sites whose log density is not finite at a draw."""
+        draw = {name: value[0] for name, value in self.draw(1, 0).items()}
+        return broken_sites(self._problem, draw, self.own)
 
     def representative_draws(self, count: int) -> dict[str, Tensor]:
         """Return draws spread like the guide, with its exact moments if Gaussian."""
@@ -495,39 +518,50 @@ def _agrees(bound: ELBO, noise: NoiseRecord, found: Found, run: Run) -> bool:
 
 def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found:
     problem = bound.problem
-    source = batches(problem, run.batch_size, run.seed)
-    generator = torch.Generator().manual_seed(run.seed)
-
-    elements = _STEP_DRAWS * max(noise.dimension, run.batch_size or problem.size)
-    many = (
-        noise.replayable
-        and elements <= _FIXED_ELEMENTS
-        and _can_vectorize(
-            lambda x: bound.averaged(x, noise, noise.draw(2, generator)), bound.start
-        )
-    )
-
-    def objective(x: Tensor) -> Tensor:
-        batch = next(source)
-        if many:
-            draws = noise.draw(_STEP_DRAWS, generator)
-            return bound.averaged(x, noise, draws, batch).mean()
-        if noise.replayable:
-            with noise.supply(noise.draw(1, generator)[0]):
-                return bound.estimate(x, batch)
-        return bound.estimate(x, batch)
-
-    with watching(run, problem.size, method.max_steps) as callback:
+    if not noise.replayable:
+        # The guide draws from torch's own generator, one draw a step.
         return search_noisily(
-            objective,
+            lambda x, given: bound.estimate(x, batch_at(problem, given)),
             bound.start,
             bound.layout,
-            problem.size,
-            optimizer=method.optimizer,
-            tolerance=method.tolerance,
-            max_steps=method.max_steps,
-            callback=callback,
+            problem=problem,
+            method=method,
+            run=run,
         )
+    generator = torch.Generator().manual_seed(run.seed)
+    count = method.draws or _draws_per_step(run, bound, noise)
+
+    def objective(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        batch = batch_at(problem, given)
+        if count > 1:
+            return bound.averaged(x, noise, given[NOISE], batch).mean()
+        with noise.supply(given[NOISE][0]):
+            return bound.estimate(x, batch)
+
+    def drawn(steps: int) -> Tensor:
+        draws = noise.draw(steps * count, generator)
+        return draws.reshape(steps, count, noise.dimension)
+
+    return search_noisily(
+        objective,
+        bound.start,
+        bound.layout,
+        problem=problem,
+        method=method,
+        run=run,
+        noise=drawn,
+        numbers=count * noise.dimension,
+    )
+
+
+def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:
+    """Return how many draws a step averages: several, where they go together."""
+    rows = run.batch_size or bound.problem.size
+    if _STEP_DRAWS * max(noise.dimension, rows) > _FIXED_ELEMENTS:
+        return 1
+    some = noise.draw(2, torch.Generator().manual_seed(0))
+    together = _can_vectorize(lambda x: bound.averaged(x, noise, some), bound.start)
+    return _STEP_DRAWS if together else 1
 
 
 def _refuse_detached(noise: NoiseRecord, guide: Guide) -> None:

@@ -171,3 +171,4 @@ def test_an_objective_that_is_not_finite_is_told(method):
     fit = probsl.fit(program, {"y": torch.ones(3)}, method)
     assert fit.status is Status.NONFINITE
     assert "start=" in fit.message
+    assert fit.sites == ("broken",)

@@ -1,0 +1,202 @@
+"""One run of a function of tensors, as a graph: cleaned, and checked against eager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.fx import GraphModule, Node
+
+# What is computed from constants is kept as a constant, up to this many elements.
+_FOLDED_ELEMENTS = 10_000_000
+
+
+class CaptureError(RuntimeError):
+    """A function that no graph can stand for; the message says why."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A function of tensors as a graph of torch operations.
+
+    Attributes
+    ----------
+    graph
+        Takes the function's arguments, then `constants`; returns a tuple.
+    constants
+        The tensors that the function used beside its arguments. They are inputs of
+        the graph, so that other data of the same shapes can take their place.
+    """
+
+    graph: GraphModule
+    constants: tuple[Tensor, ...]
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph as it is, operation by operation."""
+        result: tuple[Tensor, ...] = self.graph(*arguments, *self.constants)
+        return result
+
+    @property
+    def key(self) -> tuple[str, tuple[Any, ...]]:
+        """What tells graphs apart whose constants may differ."""
+        shapes = tuple((tuple(c.shape), c.dtype, c.device) for c in self.constants)
+        return self.graph.code, shapes
+
+
+def capture(
+    function: Callable[..., tuple[Tensor, ...]],
+    examples: Sequence[Sequence[Tensor]],
+    *,
+    compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] = tuple,
+) -> Capture:
+    """Run a function once and keep what it did as a graph.
+
+    Parameters
+    ----------
+    function
+        Maps tensors to a tuple of tensors, without other effects.
+    examples
+        Several lists of arguments of the same shapes. The first is run; at all of
+        them the graph must give what the function gives, or it took a path through
+        Python that other values do not take.
+    compared
+        Picks the results to compare; by default all of them.
+
+    Raises
+    ------
+    CaptureError
+        If the function cannot be run symbolically, or the graph does not agree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.engine.capture import capture
+    >>> scale = torch.tensor([3.0])
+    >>> points = [[torch.tensor([v])] for v in (1.0, 2.0)]
+    >>> captured = capture(lambda x: (x * scale.log(),), points)
+    >>> [node.target.__name__ for node in captured.graph.graph.nodes
+    ...  if node.op == "call_function"]
+    ['mul.Tensor']
+    >>> len(captured.constants)
+    1
+    """
+    try:
+        graph = make_fx(function)(*examples[0])
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CaptureError(f"it cannot be traced ({reason})") from error
+    _fold(graph)
+    captured = Capture(graph, _lift(graph))
+    for arguments in examples:
+        expected = compared(function(*arguments))
+        if not agree(compared(captured(*arguments)), expected):
+            raise CaptureError(
+                "its operations change with the values of its latents, or it draws "
+                "random numbers of its own"
+            )
+    return captured
+
+
+def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors are equal up to rounding.
+
+    Rounding is measured against the largest entry: sums cancel.
+    """
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        finite = other.isfinite()
+        if not torch.equal(finite, one.isfinite()):
+            return False
+        values = other[finite]
+        if values.numel():
+            tolerance = torch.finfo(other.dtype).eps ** 0.6
+            limit = tolerance * max(float(values.abs().max()), 1e-3)
+            if float((one[finite] - values).abs().max()) > limit:
+                return False
+    return True
+
+
+def _fold(graph: GraphModule) -> None:
+    """Compute once what depends on constants alone, and drop what is not used.
+
+    Views are left to the compiler: a copy would hold the same data twice.
+    """
+    graph.graph.eliminate_dead_code()
+    constants: dict[Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(graph, str(node.target))
+            if torch.is_tensor(value):
+                constants[node] = value
+            continue
+        computed = _value_of(node, constants)
+        if computed is None:
+            continue
+        constants[node] = computed
+        name = f"_folded_{len(constants)}"
+        graph.register_buffer(name, computed)
+        with graph.graph.inserting_before(node):
+            replacement = graph.graph.get_attr(name)
+        constants[replacement] = computed
+        node.replace_all_uses_with(replacement)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _value_of(node: Node, constants: dict[Node, Tensor]) -> Tensor | None:
+    """Return what a node computes from constants alone, if it is worth keeping."""
+    tags = getattr(node.target, "tags", ())
+    if (
+        node.op != "call_function"
+        or torch.Tag.nondeterministic_seeded in tags
+        or any(parent not in constants for parent in node.all_input_nodes)
+    ):
+        return None
+
+    def real(argument: Any) -> Any:
+        return constants.get(argument, argument)
+
+    values, options = pytree.tree_map(real, (node.args, node.kwargs))
+    result = node.target(*values, **options)  # type: ignore[operator]
+    if not torch.is_tensor(result) or result.numel() > _FOLDED_ELEMENTS:
+        return None
+    held = [v for v in pytree.tree_leaves(values) if torch.is_tensor(v)]
+    if not any(_same_storage(result, value) for value in held):
+        return result
+    return result.clone() if result.numel() == 1 else None
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _lift(graph: GraphModule) -> tuple[Tensor, ...]:
+    """Turn the constants of a graph into inputs, and return them."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    lifted: dict[int, Node] = {}
+    constants: list[Tensor] = []
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, str(node.target))
+        if not torch.is_tensor(value):
+            continue
+        if id(value) not in lifted:
+            with graph.graph.inserting_after(inputs[-1]):
+                inputs.append(graph.graph.placeholder(f"constant_{len(constants)}"))
+            lifted[id(value)] = inputs[-1]
+            constants.append(value.detach())
+        node.replace_all_uses_with(lifted[id(value)])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return tuple(constants)

@@ -1,0 +1,77 @@
+"""What each first-order step is given: its rows and its noise, a block at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from probsl.engine.batches import Blocks
+
+# Steps of one block, of which a whole number fill a window; and what it may hold.
+_PLACES = (250, 125, 50, 25, 10, 5, 2, 1)
+_BLOCK_BYTES = 32_000_000
+
+NOISE, WEIGHTS, ROW = "noise", "weights", "row."
+
+
+class Feed:
+    """Rows and noise for step after step.
+
+    Parameters
+    ----------
+    places
+        How many steps a block is for; see `places_for`.
+    blocks
+        Where the rows come from; None where every step has all of them.
+    noise
+        From a number of steps to their noise ``[steps, ...]``; None for none.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        blocks: Blocks | None = None,
+        noise: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self.places = places
+        self._blocks = blocks
+        self._noise = noise
+        self._kept: dict[str, Tensor] | None = None
+        self._last: dict[str, Tensor] = {}
+
+    def take(self) -> dict[str, Tensor]:
+        """Return what the next block of steps is given, each ``[places, ...]``."""
+        if self._kept is not None:
+            self._last, self._kept = self._kept, None
+            return self._last
+        given: dict[str, Tensor] = {}
+        if self._blocks is not None:
+            rows, weights = self._blocks.take(self.places)
+            given |= {f"{ROW}{name}": value for name, value in rows.items()}
+            if weights is not None:
+                given[WEIGHTS] = weights
+        if self._noise is not None:
+            given[NOISE] = self._noise(self.places)
+        self._last = given
+        return given
+
+    def back(self) -> None:
+        """Give the last block once more."""
+        self._kept = self._last
+
+
+def places_for(bytes_per_step: int) -> int:
+    """Return how many steps a block is for, so that it stays small.
+
+    Examples
+    --------
+    >>> from probsl.engine.feed import places_for
+    >>> places_for(100), places_for(1_000_000)
+    (250, 25)
+    """
+    fitting = (p for p in _PLACES if p * bytes_per_step <= _BLOCK_BYTES)
+    return next(fitting, 1)

@@ -1,0 +1,199 @@
+"""One step as a function of tensors: eager at first, then a graph, then compiled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from probsl.engine.capture import Capture
+    from probsl.engine.replay import Replay
+
+Function = Callable[..., tuple[Tensor, ...]]
+Form = Literal["eager", "graph", "compiled"]
+
+
+class Step:
+    """A function of tensors of fixed shapes, in the fastest form asked for.
+
+    Parameters
+    ----------
+    function
+        Maps tensors to a tuple of tensors, without other effects.
+    compared
+        Which results say whether a graph is right; by default all.
+
+    Attributes
+    ----------
+    form
+        What a call runs: the function, its graph, or compiled code.
+    trouble
+        Why there is no faster form, in a sentence; empty where there is none.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] = tuple,
+    ) -> None:
+        self.form: Form = "eager"
+        self.trouble = ""
+        self.constants: list[Tensor] = []
+        self.code: Any = None
+        self._function = function
+        self._compared = compared
+        self._capture: Capture | None = None
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Return the function's results."""
+        if self.form == "compiled":
+            return tuple(self.code([*arguments, *self.constants]))
+        if self._capture is not None:
+            return self._capture(*arguments)
+        return self._function(*arguments)
+
+    def trace(self, examples: Sequence[Sequence[Tensor]]) -> bool:
+        """Go over to the graph, if it agrees with the function at the examples."""
+        if self._capture is None and not self.trouble:
+            from probsl.engine.capture import CaptureError, capture
+
+            try:
+                self._capture = capture(
+                    self._function, examples, compared=self._compared
+                )
+                self.form = "graph"
+            except CaptureError as error:
+                self.give_up(f"the steps run eagerly, for {error}")
+        return self._capture is not None
+
+    def compile(self, examples: Sequence[Sequence[Tensor]]) -> bool:
+        """Go over to compiled code, if there is a compiler and it agrees."""
+        if self.form == "compiled":
+            return True
+        if not self.trace(examples) or self.trouble or self._capture is None:
+            return False
+        from probsl.engine.compiled import compiled, laid_out
+
+        try:
+            code = compiled(self._capture, examples[0])
+            constants = laid_out(self._capture.constants)
+            found = tuple(code([*examples[0], *constants]))
+        except Exception as error:  # whatever a compiler, or its absence, may raise
+            reason = str(error).strip().split("\n")[0]
+            self.give_up(f"the steps run without a compiler ({reason})")
+            return False
+        expected = self._capture(*examples[0])
+        if not _near(self._compared(found), self._compared(expected)):
+            self.give_up("the steps run uncompiled, for compiled they give other sums")
+            return False
+        self.form, self.code, self.constants = "compiled", code, constants
+        return True
+
+    def give_up(self, trouble: str) -> None:
+        """Say once why there is no faster form, and look for none."""
+        self.trouble = trouble
+        warnings.warn(trouble, UserWarning, stacklevel=2)
+
+
+def _near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether results agree as far as another order of summation lets them."""
+    for one, other in zip(found, expected, strict=True):
+        limit = torch.finfo(other.dtype).eps ** 0.5 * (float(other.abs().max()) + 1e-3)
+        if not bool(((one - other).abs() <= limit).all() or not other.isfinite().all()):
+            return False
+    return True
+
+
+class Walk:
+    """A state brought from step to step, by steps that each are given something.
+
+    Parameters
+    ----------
+    step
+        Maps the state and what a place gives to the next state and a loss.
+    state
+        The state to begin with.
+    inputs
+        What the places of a block give, each with one entry per place on its first
+        axis. A block overwrites the one before.
+    """
+
+    def __init__(self, step: Step, state: Tensor, inputs: Sequence[Tensor]) -> None:
+        self.step = step
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.losses = torch.full((len(inputs[0]),), torch.nan, dtype=state.dtype)
+        self._done = 0
+        self._state = state
+        self._replay: Replay | None = None
+
+    @property
+    def done(self) -> int:
+        """How many steps of the block have been taken."""
+        return self._done if self._replay is None else self._replay.place
+
+    @property
+    def state(self) -> Tensor:
+        """The state after the last step."""
+        return self._state if self._replay is None else self._replay.state
+
+    def load(self, inputs: Sequence[Tensor]) -> None:
+        """Put the next block into place."""
+        for mine, new in zip(self.inputs, inputs, strict=True):
+            mine.copy_(new)
+        self._done = 0
+        if self._replay is not None:
+            self._replay.place = 0
+
+    def set(self, state: Tensor) -> None:
+        """Go on from another state."""
+        self._state = state
+        if self._replay is not None:
+            self._replay.set(state)
+
+    def run(self, stop: int) -> None:
+        """Take the steps of the block up to the place `stop`."""
+        if self._replay is not None:
+            self._replay.run(stop)
+            return
+        while self._done < stop:
+            given = [tensor[self._done] for tensor in self.inputs]
+            state, loss = self.step(self._state, *given)
+            self._state, self.losses[self._done] = state.detach(), loss.detach()
+            self._done += 1
+
+    def trace(self) -> bool:
+        """Go on with the graph, where there is one."""
+        return self.step.trace(self._examples())
+
+    def compile(self) -> bool:
+        """Go on with compiled code, where there is some."""
+        if not self.step.compile(self._examples()):
+            return False
+        from probsl.engine.replay import Replay, ReplayError
+
+        places = [
+            [tensor[i] for tensor in self.inputs] for i in range(len(self.losses))
+        ]
+        try:
+            self._replay = Replay(
+                self.step.code, self._state, places, self.losses, self.step.constants
+            )
+            self._replay.place = self._done
+        except ReplayError:
+            pass  # it is called as inductor made it, which takes some more time
+        return True
+
+    def _examples(self) -> list[list[Tensor]]:
+        """Return several points, to compare a graph with the function."""
+        generator = torch.Generator().manual_seed(0)
+        examples = []
+        for place in range(3):
+            noise = torch.randn(self.state.shape, generator=generator).to(self.state)
+            state = self.state + 0.3 * noise * (place > 0)
+            index = min(place, len(self.losses) - 1)
+            examples.append([state, *(tensor[index].clone() for tensor in self.inputs)])
+        return examples

@@ -1,0 +1,181 @@
+"""Steps run from a graph, or from compiled code of it, are the same steps."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from methods import ADAM
+from programs import DTYPE, PROBLEMS, problem
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+
+import probsl
+from probsl.engine import step as engine
+
+STEPS = 8
+METHODS = {
+    "MAP": functools.partial(probsl.MAP, optimizer=ADAM),
+    "SVI": functools.partial(probsl.SVI, AutoNormal, optimizer=ADAM),
+}
+
+
+@pytest.fixture
+def traced_only(monkeypatch):
+    """Take the graph in the place of compiled code, which takes seconds to make."""
+    monkeypatch.setattr(engine.Step, "compile", engine.Step.trace)
+
+
+def losses(case, method, **options):
+    made = METHODS[method](max_steps=STEPS)
+    return probsl.fit(case.program, case.data, made, **options).losses
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name", [c.name for c in PROBLEMS if c.name != "sequential plate"]
+)
+def test_the_graph_of_a_step_is_the_step(name, method, traced_only):
+    case = problem(name)
+    expected = losses(case, method, compile=False)
+    torch.testing.assert_close(losses(case, method, compile=True), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_graph_of_a_step_takes_any_rows(method, traced_only):
+    case = problem("linear")
+    expected = losses(case, method, compile=False, batch_size=3)
+    found = losses(case, method, compile=True, batch_size=3)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "mixed model"])
+def test_compiled_steps_are_the_steps(name):
+    case = problem(name)
+    eager = probsl.fit(
+        case.program, case.data, METHODS["SVI"](max_steps=300), compile=False
+    )
+    compiled = probsl.fit(
+        case.program, case.data, METHODS["SVI"](max_steps=300), compile=True
+    )
+    assert compiled.compiled_from == 1
+    torch.testing.assert_close(compiled.losses, eager.losses)
+
+
+def test_compiled_steps_are_the_same_bit_for_bit_each_time():
+    case = problem("linear")
+    first, second = (losses(case, "MAP", compile=True) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def branching(y=None):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+    scale = 1.0 if mu > 0 else 2.0
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def test_a_program_that_branches_on_a_latent_runs_eagerly_and_says_so():
+    y = torch.ones(5, dtype=DTYPE)
+    method = METHODS["MAP"](max_steps=STEPS)
+    expected = probsl.fit(branching, {"y": y}, method, compile=False)
+    with pytest.warns(UserWarning, match="eagerly"):
+        fit = probsl.fit(branching, {"y": y}, method, compile=True)
+    assert torch.equal(fit.losses, expected.losses)
+    assert fit.compiled_from is None
+    assert "eagerly" in fit.note
+
+
+def test_a_sequential_plate_runs_eagerly_and_says_so(traced_only):
+    case = problem("sequential plate")
+    expected = losses(case, "MAP", compile=False)
+    with pytest.warns(UserWarning, match="eagerly"):
+        assert torch.equal(losses(case, "MAP", compile=True), expected)
+
+
+def test_without_a_compiler_the_graph_runs_and_says_so(monkeypatch):
+    def no_compiler(*_):
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr("probsl.engine.compiled._compile", no_compiler)
+    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    case = problem("linear")
+    expected = losses(case, "MAP", compile=False)
+    with pytest.warns(UserWarning, match="without a compiler .no C"):
+        found = losses(case, "MAP", compile=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_clock_decides_when_to_compile(monkeypatch, traced_only):
+    case = problem("linear")
+    method = METHODS["MAP"](max_steps=600)
+    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 0.0)
+    fit = probsl.fit(case.program, case.data, method)
+    assert fit.compiled_from == 251
+    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 1e6)
+    assert probsl.fit(case.program, case.data, method).compiled_from is None
+
+
+def test_only_these_answers_to_compile_are_known():
+    case = problem("linear")
+    with pytest.raises(ValueError, match="'auto', True or False"):
+        losses(case, "MAP", compile="always")
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop]
+)
+def test_any_optimizer_takes_the_gradient_of_the_graph(optimizer, traced_only):
+    case = problem("linear")
+    method = probsl.MAP(
+        optimizer=functools.partial(optimizer, lr=0.01), max_steps=STEPS
+    )
+    expected = probsl.fit(case.program, case.data, method, compile=False)
+    found = probsl.fit(case.program, case.data, method, compile=True)
+    torch.testing.assert_close(found.losses, expected.losses)
+
+
+def test_adam_takes_the_steps_of_torchs_adam():
+    """One of the two is torch's own, since a scheduler that does nothing is asked."""
+    case = problem("linear")
+    constant = functools.partial(
+        torch.optim.lr_scheduler.ConstantLR, factor=1.0, total_iters=1
+    )
+    own = probsl.MAP(optimizer=ADAM, max_steps=200)
+    torchs = probsl.MAP(optimizer=ADAM, scheduler=constant, max_steps=200)
+    fits = [
+        probsl.fit(case.program, case.data, m, compile=False) for m in (own, torchs)
+    ]
+    torch.testing.assert_close(fits[0].losses, fits[1].losses)
+
+
+def test_a_scheduler_moves_the_rate():
+    case = problem("linear")
+    still = functools.partial(torch.optim.lr_scheduler.ConstantLR, factor=0.0)
+    fit = probsl.fit(
+        case.program, case.data, probsl.MAP(scheduler=still, max_steps=4), compile=False
+    )
+    assert (fit.losses == fit.losses[0]).all()
+
+
+def test_a_clipped_gradient_is_a_short_step():
+    case = problem("linear")
+    sgd = functools.partial(torch.optim.SGD, lr=1.0)
+    seen = []
+    probsl.fit(
+        case.program,
+        case.data,
+        probsl.MAP(optimizer=sgd, clip_norm=1e-3, max_steps=3),
+        callbacks=[lambda step, loss, x: seen.append(x)],
+        compile=False,
+    )
+    assert float((seen[1] - seen[0]).norm()) == pytest.approx(1e-3)
+
+
+def test_a_low_rank_guide_can_be_compiled(traced_only):
+    case = problem("linear")
+    guide = functools.partial(AutoLowRankMultivariateNormal, rank=1)
+    method = probsl.SVI(guide, optimizer=ADAM, max_steps=STEPS)
+    expected = probsl.fit(case.program, case.data, method, compile=False)
+    found = probsl.fit(case.program, case.data, method, compile=True)
+    torch.testing.assert_close(found.losses, expected.losses)
