@@ -88,10 +88,15 @@ class Scoring(Messenger):
         self.messages[msg["name"]] = msg
         if msg["name"] in self._skip or is_deterministic(msg):
             return
-        value = scored_value(msg)
-        density = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+        density = self.density(msg)
         msg["unscaled_log_prob"] = density
         msg["log_prob"] = scale_and_mask(density, msg["scale"], msg["mask"])
+
+    def density(self, msg: Any) -> Tensor:
+        """Return the log density of a site's value, without scale and mask."""
+        value = scored_value(msg)
+        result: Tensor = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+        return result
 
     @property
     def values(self) -> dict[str, Tensor]:

@@ -89,7 +89,11 @@ def capture(
     1
     """
     try:
-        graph = make_fx(function)(*examples[0])
+        traced = make_fx(function)(*examples[0])
+        # Compilers, and the folding below, take it that nothing is written in place.
+        graph = make_fx(torch.func.functionalize(traced, remove="mutations"))(
+            *examples[0]
+        )
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise CaptureError(f"it cannot be traced ({reason})") from error

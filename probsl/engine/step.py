@@ -81,13 +81,16 @@ class Step:
         try:
             code = compiled(self._capture, examples[0])
             constants = laid_out(self._capture.constants)
-            found = tuple(code([*examples[0], *constants]))
+            found = [tuple(code([*values, *constants])) for values in examples]
         except Exception as error:  # whatever a compiler, or its absence, may raise
             reason = str(error).strip().split("\n")[0]
             self.give_up(f"the steps run without a compiler ({reason})")
             return False
-        expected = self._capture(*examples[0])
-        if not _near(self._compared(found), self._compared(expected)):
+        expected = [self._capture(*values) for values in examples]
+        if not all(
+            _near(self._compared(one), self._compared(other))
+            for one, other in zip(found, expected, strict=True)
+        ):
             self.give_up("the steps run uncompiled, for compiled they give other sums")
             return False
         self.form, self.code, self.constants = "compiled", code, constants
