@@ -107,6 +107,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Basin:
+    """A place where some of several starts ended.
+
+    Attributes
+    ----------
+    value
+        The objective there, summed over rows.
+    count
+        How many starts ended there.
+    values
+        Latent site or own parameter -> its value.
+    status
+        What kind of end it is; None where it was told from the answer by its height.
+    """
+
+    value: float
+    count: int
+    values: dict[str, Tensor]
+    status: Status | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a method hands back: where it ended, how, and on what way."""
 
@@ -116,6 +138,7 @@ class Outcome:
     losses: Tensor
     steps: int
     note: str = ""
+    basins: tuple[Basin, ...] = ()
 
 
 class Method(Protocol):
@@ -153,6 +176,9 @@ class Fit:
         Wall time.
     note
         What the method decided by itself, in a sentence.
+    basins
+        Where the starts of a point fit ended, the lowest objective first; empty for
+        one start.
     """
 
     problem: Problem
@@ -165,6 +191,7 @@ class Fit:
     steps: int
     seconds: float
     note: str = field(default="", compare=False)
+    basins: tuple[Basin, ...] = field(default=(), compare=False)
 
     @property
     def message(self) -> str:
@@ -414,6 +441,7 @@ def fit(
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
         note=outcome.note,
+        basins=outcome.basins,
     )
 
 
