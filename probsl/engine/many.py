@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Many", "minimize_many", "slopes_of", "vectorizes"]
 
+# Small steps in a row that make an end.
+CALM = 2
 # Steps that are remembered, and trials along one line before it is given up.
 MEMORY, TRIALS = 10, 20
 # Up to this many coordinates a Hessian tells the units.
@@ -86,8 +88,8 @@ def minimize_many(
         Tensors in any nesting of tuples, lists and dicts, each with k entries along its
         first axis: what tells the k problems apart.
     tolerance
-        What the next step would still gain at the end; None: the 9/16 power of the
-        machine precision, 2e-9 in float64.
+        What the next step would still gain at the end; None: 1e-9, or the 3/4 power
+        of the machine precision where that is more.
     max_steps
         Rounds at most.
     patience
@@ -227,7 +229,8 @@ class _Lockstep:
     ) -> None:
         self._objective, self._extra, self._l1 = objective, extra, l1
         precision = torch.finfo(starts.dtype).eps
-        self._tolerance = precision**0.5625 if tolerance is None else tolerance
+        default = max(1e-9, precision**0.75)
+        self._tolerance = default if tolerance is None else tolerance
         self._precision = precision
         self._all_x = starts.detach().clone()
         self._all_values = starts.new_full((len(starts),), math.nan)
@@ -253,6 +256,7 @@ class _Lockstep:
         self._directions, self._slopes_along = torch.zeros_like(x), x.new_zeros(len(x))
         self._t, self._low, self._high = (x.new_zeros(len(x)) for _ in range(3))
         self._tries = torch.zeros_like(self.active)
+        self._calm = torch.zeros_like(self.active)
         self._keep(values.isfinite() & gradients.isfinite().all(1))
         self._aim(torch.ones_like(self.active, dtype=torch.bool))
 
@@ -343,10 +347,18 @@ class _Lockstep:
             wrong = (self._l1[1] > 0) & (directions * slopes >= 0)
             directions = torch.where(wrong, 0.0, directions)
         along = (slopes * directions).sum(1)
-        done = fresh & (-along / 2 < self._tolerance)
+        # One such step may be a turn of a curved valley; two in a row are the floor.
+        small = -along / 2 < self._tolerance
+        self._calm = torch.where(
+            fresh, torch.where(small, self._calm + 1, 0), self._calm
+        )
+        done = fresh & ((self._calm >= CALM) | (small & (along == 0)))
         if lost is not None:
-            noise = 10 * self._precision * self._values.abs().clamp(min=1.0)
-            done |= lost & (-self._slopes_along / 2 <= noise.clamp(min=self._tolerance))
+            # Rounding may hide what is left, but not far down a slope without end.
+            hidden = (10 * self._precision * self._values.abs()).clamp(max=1e-3)
+            done |= lost & (
+                -self._slopes_along / 2 <= hidden.clamp(min=self._tolerance)
+            )
         self.settled[self.active[done]] = True
         length = (directions / self._unit).norm(dim=1)
         known = self._inverses[:, 0] != 0
@@ -470,6 +482,7 @@ _STATE = (
     "_low",
     "_high",
     "_tries",
+    "_calm",
     "_steps",
     "_changes",
     "_inverses",

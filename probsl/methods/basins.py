@@ -143,7 +143,7 @@ def search_together(
         return replace(found, losses=torch.cat([way, found.losses[1:]]))
 
     groups = _grouped(many.x, many.values, many.settled, heights)
-    groups = _finished(groups, many, finish)
+    groups = _finished(groups, many, size, finish)
     done = [g.found for g in groups if g.found is not None]
     if not done:  # no start was finite: let the search say what is wrong
         return Several(finish(0), steps)
@@ -239,36 +239,42 @@ def _grouped(
 
 
 def _finished(
-    groups: list[_Group], many: Many, finish: Callable[[int], Found]
+    groups: list[_Group], many: Many, size: int, finish: Callable[[int], Found]
 ) -> list[_Group]:
     """Finish basins, the best first, until none of the others can be the answer."""
     result: list[_Group] = []
     best, followed = math.inf, 0
-    stopped = False
+    free: list[_Group] = []
     for group in groups:
         settled = bool(many.settled[group.members[0]])
         wanted = best == math.inf if settled else group.value < best
         if not settled:
             wanted = wanted and followed < _FOLLOWED
             followed += wanted
-        found = finish(group.members[0]) if wanted and not stopped else None
-        if found is not None:
-            group = replace(group, found=found)  # noqa: PLW2901
-            stopped = found.status is Status.INTERRUPTED
-            if found.status is Status.CONVERGED:
-                best = min(best, group.value)
-        if stopped:
-            return [*result, group]
-        result.append(group)
+        wanted = wanted and not any(_level(group, other) for other in free)
+        if not wanted:
+            result.append(group)
+            continue
+        found = finish(group.members[0])
+        result.append(replace(group, found=found, value=found.value / size))
+        if found.status is Status.INTERRUPTED:
+            break
+        if found.status is Status.CONVERGED:
+            best = min(best, result[-1].value)
+        if found.status is Status.UNIDENTIFIED:
+            free.append(result[-1])  # those as low will be joined to it
     return result
+
+
+def _level(one: _Group, other: _Group) -> bool:
+    return abs(one.value - other.value) <= _LEVEL * max(1.0, abs(other.value))
 
 
 def _joined(groups: Iterable[_Group], best: Found) -> list[_Group]:
     """Join basins as low as one with a free direction: it need not be straight."""
     groups = list(groups)
     low = next(g for g in groups if g.found is best)
-    level = _LEVEL * max(1.0, abs(low.value))
-    same = [g for g in groups if abs(g.value - low.value) <= level]
+    same = [g for g in groups if _level(g, low)]
     members = [i for g in same if g is not low for i in g.members]
     others = [g for g in groups if g not in same]
     return [replace(low, members=[*low.members, *members]), *others]
@@ -285,7 +291,8 @@ def _reported(
         at = x[group.members[0]] if found is None else found.x.detach()
         status = None if found is None else found.status
         basins.append(Basin(value, len(group.members), layout.constrain(at), status))
-    basins.sort(key=lambda b: b.value)
+    # Of several as low to the digits that are shown the answer comes first.
+    basins.sort(key=lambda b: (float(f"{b.value:.6g}"), b.status is None))
     shown = [_described(b, first=i == 0) for i, b in enumerate(basins[:_LISTED])]
     if len(basins) > _LISTED:
         shown.append(f"and {len(basins) - _LISTED} more")
