@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Many", "minimize_many", "slopes_of", "vectorizes"]
 
+# Rounds that everyone has, however few the others took.
+FEWEST = 20
 # Small steps in a row that make an end.
 CALM = 2
 # Steps that are remembered, and trials along one line before it is given up.
-MEMORY, TRIALS = 10, 20
+MEMORY, TRIALS = 15, 20
 # Up to this many coordinates a Hessian tells the units.
 HESSIAN_LIMIT = 300
 # Armijo's and Wolfe's conditions.
@@ -93,8 +95,8 @@ def minimize_many(
     max_steps
         Rounds at most.
     patience
-        When half have settled, the others get this many times the rounds those took;
-        what lags behind is often on a tail without end.
+        When half have settled, the others get this many times the rounds those took,
+        and no fewer than 20; what lags behind is often on a tail without end.
     l1
         Center and weight of a penalty ``sum(weight * abs(x - center))``, as in
         `probsl.engine.minimize.minimize`.
@@ -138,7 +140,7 @@ def minimize_many(
             if callback is not None and callback(lockstep.round, *lockstep.best()):
                 raise KeyboardInterrupt  # one case: somebody has seen enough
             if limit == max_steps and 2 * int(lockstep.settled.sum()) >= len(starts):
-                limit = min(limit, patience * lockstep.round)
+                limit = min(limit, max(FEWEST, patience * lockstep.round))
     except KeyboardInterrupt:
         interrupted = True
     return lockstep.ends(interrupted=interrupted)

@@ -26,7 +26,7 @@ _ON_THE_WAY = (0.05, 0.25, 0.5, 0.75, 0.95)
 _LEVEL, _HILL = 1e-5, 2e-8
 # Starts that lag behind the half that has settled have this many times its rounds, and
 # so many of those that could still win are followed to their end.
-_PATIENCE, _FOLLOWED = 2.0, 4
+_PATIENCE, _FOLLOWED = 1.5, 4
 _LISTED = 5
 ONE_BY_ONE = (
     "the objective cannot be evaluated at many points at once, so the starts were "
@@ -62,6 +62,7 @@ class _Group:
 
     members: list[int]
     value: float
+    settled: bool
     found: Found | None = None
 
 
@@ -143,7 +144,7 @@ def search_together(
         return replace(found, losses=torch.cat([way, found.losses[1:]]))
 
     groups = _grouped(many.x, many.values, many.settled, heights)
-    groups = _finished(groups, many, size, finish)
+    groups = _finished(groups, size, finish)
     done = [g.found for g in groups if g.found is not None]
     if not done:  # no start was finite: let the search say what is wrong
         return Several(finish(0), steps)
@@ -233,22 +234,22 @@ def _grouped(
             members += [i for i, same in zip(near, joined, strict=True) if same]
         # The calm start comes first, and stands for those that are as good.
         equal = [i for i in members if settled[i] or i == first]
-        groups.append(_Group([min(equal), *(set(members) - {min(equal)})], value))
+        others = sorted(set(members) - {min(equal)})
+        groups.append(_Group([min(equal), *others], value, bool(settled[first])))
         order = [i for i in rest if i not in members]
     return groups
 
 
 def _finished(
-    groups: list[_Group], many: Many, size: int, finish: Callable[[int], Found]
+    groups: list[_Group], size: int, finish: Callable[[int], Found]
 ) -> list[_Group]:
     """Finish basins, the best first, until none of the others can be the answer."""
     result: list[_Group] = []
     best, followed = math.inf, 0
     free: list[_Group] = []
     for group in groups:
-        settled = bool(many.settled[group.members[0]])
-        wanted = best == math.inf if settled else group.value < best
-        if not settled:
+        wanted = best == math.inf if group.settled else group.value < best
+        if not group.settled:
             wanted = wanted and followed < _FOLLOWED
             followed += wanted
         wanted = wanted and not any(_level(group, other) for other in free)
@@ -284,9 +285,12 @@ def _reported(
     groups: Iterable[_Group], x: Tensor, layout: Coordinates, size: int, count: int
 ) -> tuple[tuple[Basin, ...], str]:
     """Return the basins, and a sentence about them."""
-    basins = []
+    basins, given_up = [], 0
     for group in groups:
         found = group.found
+        if found is None and not group.settled:
+            given_up += len(group.members)
+            continue
         value = group.value * size if found is None else found.value
         at = x[group.members[0]] if found is None else found.x.detach()
         status = None if found is None else found.status
@@ -298,6 +302,8 @@ def _reported(
         shown.append(f"and {len(basins) - _LISTED} more")
     noun = "basin" if len(basins) == 1 else "basins"
     note = f"{count} starts found {len(basins)} {noun}: objective " + ", ".join(shown)
+    if given_up:
+        note += f"; {given_up} came more slowly and no lower, and were given up"
     return tuple(basins), note
 
 
