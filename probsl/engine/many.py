@@ -156,12 +156,16 @@ def vectorizes(
     objective, starts, extra
         As for `minimize_many`. The first and the last start are compared.
     """
+    ends = [0, len(starts) - 1]
+    starts = starts[ends]
+    if extra is not None:
+        extra = tree_map(lambda tensor: tensor[ends], extra)
     try:
         values, gradients = _vectorized(objective, starts, extra)
     except Exception:  # whatever is wrong with the objective itself shows without vmap
         return False
     precision = math.sqrt(torch.finfo(starts.dtype).eps)
-    for i in {0, len(starts) - 1}:
+    for i in range(2):
         value, gradient = Landscape(_single(objective, extra, i)).slope(starts[i])
         slopes = torch.cat([gradients[i], values[i : i + 1]])
         expected = torch.cat([gradient, gradient.new_tensor([value])])

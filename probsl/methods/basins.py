@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
 
 # Where the way from one end to another is looked at for a hill.
-_ON_THE_WAY = (0.05, 0.25, 0.5, 0.75, 0.95)
+_ON_THE_WAY = (0.1, 0.5, 0.9)
 # Ends farther apart in height are two; a hill is what rises higher than rounding, and
 # than what is left of the descent.
 _LEVEL, _HILL = 1e-5, 2e-8
