@@ -111,6 +111,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Basin:
+    """A place where some of several starts ended.
+
+    Attributes
+    ----------
+    value
+        The objective there, summed over rows.
+    count
+        How many starts ended there.
+    values
+        Latent site or own parameter -> its value.
+    status
+        What kind of end it is; None where it was told from the answer by its height.
+    """
+
+    value: float
+    count: int
+    values: dict[str, Tensor]
+    status: Status | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a method hands back: where it ended, how, and on what way."""
 
@@ -121,6 +143,7 @@ class Outcome:
     steps: int
     note: str = ""
     compiled_from: int | None = None
+    basins: tuple[Basin, ...] = ()
 
 
 class Method(Protocol):
@@ -160,6 +183,9 @@ class Fit:
         What the method decided by itself, in a sentence.
     compiled_from
         The first step that compiled code took; None where all steps ran eagerly.
+    basins
+        Where the starts of a point fit ended, the lowest objective first; empty for
+        one start.
     """
 
     problem: Problem
@@ -173,6 +199,7 @@ class Fit:
     seconds: float
     note: str = field(default="", compare=False)
     compiled_from: int | None = field(default=None, compare=False)
+    basins: tuple[Basin, ...] = field(default=(), compare=False)
 
     @property
     def message(self) -> str:
@@ -430,6 +457,7 @@ def fit(
         seconds=time.perf_counter() - started,
         note=outcome.note,
         compiled_from=outcome.compiled_from,
+        basins=outcome.basins,
     )
 
 

@@ -350,7 +350,7 @@ class Problem:
         own: Mapping[str, Tensor],
         batch: Batch | None = None,
         *,
-        prior_weights: Mapping[str, float] | None = None,
+        prior_weights: Mapping[str, float | Tensor] | None = None,
     ) -> Tensor:
         """Return the log density of data and latents, a scalar.
 
@@ -363,7 +363,8 @@ class Problem:
         batch
             The rows; all of them by default.
         prior_weights
-            Site -> factor of its log density, 1 where absent; 0 drops the prior.
+            Site -> factor of its log density, 1 where absent; 0 drops the prior, a
+            scalar tensor multiplies it whatever it is.
         """
         weights = prior_weights or {}
         terms = self._terms(values, own, batch or self.batch(), _dropped(weights))
@@ -461,8 +462,13 @@ class Problem:
 _IDENTITY = torch.distributions.transforms.identity_transform
 
 
-def _dropped(prior_weights: Mapping[str, float]) -> set[str]:
-    return {name for name, weight in prior_weights.items() if weight == 0}
+def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:
+    # A tensor is one of many weights under `vmap`, of which nothing can be asked.
+    return {
+        name
+        for name, weight in prior_weights.items()
+        if not torch.is_tensor(weight) and weight == 0
+    }
 
 
 def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:

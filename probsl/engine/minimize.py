@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
 from probsl.engine.curvature import Landscape, LimitedMemory
 from probsl.engine.descent import (
@@ -42,6 +43,7 @@ def minimize(
     l1: tuple[Tensor, Tensor] | None = None,
     newton_limit: int = 300,
     idle: Literal["ignore", "report"] = "ignore",
+    ahead: Tensor | None = None,
     callback: Callable[[int, float, Tensor], bool | None] | None = None,
 ) -> Minimum:
     """Minimize a function of one flat vector, and say what kind of end it came to.
@@ -68,6 +70,9 @@ def minimize(
     idle
         What to do with coordinates that have no influence on the objective: "ignore"
         leaves them where they are, "report" makes them null directions.
+    ahead
+        A lower point [d] that is known already; the first step leads there. What the
+        end is judged by, how far it came and in which units, counts from the start.
     callback
         Called with step, objective and point after each step. Returning True ends the
         search, as a keyboard interrupt does: INTERRUPTED, with the best point so far.
@@ -115,6 +120,8 @@ def minimize(
         verdict = descent.begin()
         if verdict is None:
             descent.measure(exact=exact)
+            if ahead is not None and not torch.equal(ahead, descent.x):
+                descent.accept(ahead, *descent.landscape.slope(ahead))
             verdict = descend(descent, rough=exact)
             if exact:
                 verdict = finish(descent)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,6 +10,7 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
 from probsl.fit import Outcome, Run, Status
+from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
 from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
@@ -64,7 +64,8 @@ class MLE:
         Site -> constrained value to start from, or a fit.
     starts
         How many starting points to try, the further ones spread over [-2, 2] in
-        unconstrained space; the best end is kept.
+        unconstrained space; the best end is kept. Small problems with all rows go
+        down from all of them at once, and the fit's `basins` tell where they ended.
 
     Examples
     --------
@@ -218,12 +219,8 @@ def _run(
 ) -> Outcome:
     layout = problem.coordinates()
     objective = _Objective(problem, layout, weights, jacobian=jacobian)
-    found = [
-        _search(problem, run, method, objective, start)
-        for start in _starts(objective, method, run)
-    ]
-    # A start that ran off may show a lower objective, but it is no answer.
-    best = min(found, key=_preference)
+    several = _search_all(problem, run, method, objective)
+    best = several.best
     values, own = objective.named(best.x.detach())
     sites = best.sites
     if best.status is Status.NONFINITE:
@@ -233,15 +230,11 @@ def _run(
         status=best.status,
         sites=sites,
         losses=best.losses,
-        steps=sum(f.steps for f in found),
-        note=best.trouble,
+        steps=several.steps,
+        note="; ".join(filter(None, [several.note, best.trouble])),
+        basins=several.basins,
         compiled_from=best.compiled_from,
     )
-
-
-def _preference(found: Found) -> tuple[bool, bool, float]:
-    failed = found.status is not Status.CONVERGED
-    return failed, math.isnan(found.value), found.value
 
 
 class _Objective:
@@ -271,6 +264,11 @@ class _Objective:
         if self.jacobian:
             density = density + jacobian
         return -density / self.problem.size
+
+    def at_each(self, points: Tensor) -> Tensor:
+        """Return the values [n] at points [n, size], one by one."""
+        with torch.no_grad():
+            return torch.stack([self(x) for x in points])
 
     def named(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split a point into latents and own parameters."""
@@ -310,12 +308,52 @@ class _Objective:
         return lambda x: smooth(x) + constant, (torch.cat(centers), torch.cat(weights))
 
 
+def _search_all(
+    problem: Problem, run: Run, method: MLE | MAP, objective: _Objective
+) -> Several:
+    starts = _starts(objective, method, run)
+    smooth, l1 = objective.without_l1()
+    exact = _is_exact(run, method, objective.layout.size, l1)
+    if exact and len(starts) > 1:
+        with watching(run, problem.size, method.max_steps) as callback:
+            several = search_together(
+                smooth,
+                torch.stack(starts),
+                objective.layout,
+                problem.size,
+                tolerance=method.tolerance,
+                max_steps=method.max_steps,
+                l1=l1,
+                callback=callback,
+            )
+        if several is not None:
+            return several
+    several = search_in_turn(
+        lambda start: _search(problem, run, method, objective, start),
+        starts,
+        objective.at_each if exact else None,
+        objective.layout,
+        problem.size,
+    )
+    if not several.note:
+        return several
+    return replace(several, note=f"{several.note}; {ONE_BY_ONE}")
+
+
+def _is_exact(
+    run: Run, method: MLE | MAP, size: int, l1: tuple[Tensor, Tensor] | None
+) -> bool:
+    """Whether the objective has no noise, and no optimizer was asked for."""
+    chosen = method.optimizer or method.scheduler
+    exact = run.batch_size is None and chosen is None
+    return exact and (size <= NEWTON_LIMIT or l1 is not None)
+
+
 def _search(
     problem: Problem, run: Run, method: MLE | MAP, objective: _Objective, start: Tensor
 ) -> Found:
     smooth, l1 = objective.without_l1()
-    exact = run.batch_size is None and not method.optimizer and not method.scheduler
-    if exact and (len(start) <= NEWTON_LIMIT or l1 is not None):
+    if _is_exact(run, method, len(start), l1):
         with watching(run, problem.size, method.max_steps) as callback:
             return search_exactly(
                 smooth,

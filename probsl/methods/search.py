@@ -93,6 +93,7 @@ def search_exactly(
     l1: tuple[Tensor, Tensor] | None = None,
     idle: Literal["ignore", "report"] = "report",
     newton_limit: int = NEWTON_LIMIT,
+    ahead: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Found:
     """Minimize a deterministic objective and tell the status in terms of sites.
@@ -107,7 +108,7 @@ def search_exactly(
         Names the coordinates.
     size
         The number of rows; losses are reported as sums.
-    tolerance, max_steps, l1, idle, newton_limit, callback
+    tolerance, max_steps, l1, idle, newton_limit, ahead, callback
         As in `probsl.engine.minimize.minimize`.
     """
     minimum = minimize(
@@ -118,6 +119,7 @@ def search_exactly(
         l1=l1,
         newton_limit=newton_limit,
         idle=idle,
+        ahead=ahead,
         callback=callback,
     )
     status = _STATUSES[minimum.outcome]

@@ -1,0 +1,314 @@
+"""Many starts of one search: the basins they end in, and the best of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from probsl.engine.many import Many, minimize_many, vectorizes
+from probsl.fit import Basin, Status
+from probsl.methods.search import Callback, Found, search_exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from probsl.coordinates import Coordinates
+
+# Where the way from one end to another is looked at for a hill.
+_ON_THE_WAY = (0.1, 0.5, 0.9)
+# Ends farther apart in height are two; a hill is what rises higher than rounding, and
+# than what is left of the descent.
+_LEVEL, _HILL = 1e-5, 2e-8
+# Starts that lag behind the half that has settled have this many times its rounds, and
+# so many of those that could still win are followed to their end.
+_PATIENCE, _FOLLOWED = 1.5, 4
+_LISTED = 5
+ONE_BY_ONE = (
+    "the objective cannot be evaluated at many points at once, so the starts were "
+    "searched one after another"
+)
+
+
+@dataclass(frozen=True)
+class Several:
+    """What several starts came to: the best end, and all of them by basin.
+
+    Attributes
+    ----------
+    best
+        The best end.
+    steps
+        Steps in all: those of all starts at once, and those of single searches.
+    basins
+        The basins, the lowest objective first.
+    note
+        What was found, in a sentence.
+    """
+
+    best: Found
+    steps: int
+    basins: tuple[Basin, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Ends in one basin, the one that stands for it first."""
+
+    members: list[int]
+    value: float
+    settled: bool
+    found: Found | None = None
+
+
+def preference(found: Found) -> tuple[bool, bool, float]:
+    """Return a key that is least for the best end.
+
+    A start that ran off may show a lower objective, but it is no answer.
+    """
+    failed = found.status is not Status.CONVERGED
+    return failed, math.isnan(found.value), found.value
+
+
+def search_together(
+    objective: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    layout: Coordinates,
+    size: int,
+    *,
+    tolerance: float | None,
+    max_steps: int | None,
+    l1: tuple[Tensor, Tensor] | None,
+    callback: Callback,
+) -> Several | None:
+    """Search from all starts at once; finish and judge the best ends one by one.
+
+    Parameters
+    ----------
+    objective
+        A mean over rows, without the penalty.
+    starts
+        Where to begin [k, d].
+    layout, size, tolerance, max_steps, l1, callback
+        As in `probsl.methods.search.search_exactly`.
+
+    Returns
+    -------
+    Several or None
+        None where the objective cannot be vectorized.
+    """
+    if not vectorizes(objective, starts):
+        return None
+    many = minimize_many(
+        objective,
+        starts,
+        max_steps=max_steps or 1000,
+        patience=_PATIENCE,
+        l1=l1,
+        callback=callback,
+    )
+    if many.interrupted:
+        finite = many.values.nan_to_num(math.inf, math.inf, math.inf)
+        best = _ended(many, int(finite.argmin()), Status.INTERRUPTED, size)
+        return Several(best, len(many.history) - 1)
+
+    def heights(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            values = vmap(objective, chunk_size=4 * len(starts))(x)
+        return values if l1 is None else values + (l1[1] * (x - l1[0]).abs()).sum(1)
+
+    steps = len(many.history) - 1
+
+    def finish(index: int) -> Found:
+        nonlocal steps
+        before = steps
+        rounds = int(many.rounds[index])
+        found = search_exactly(
+            objective,
+            starts[index],
+            layout,
+            size,
+            tolerance=tolerance,
+            max_steps=max_steps and max(1, max_steps - rounds),
+            l1=l1,
+            ahead=many.x[index],
+            callback=lambda step, loss, x: callback(before + step, loss, x),
+        )
+        steps += found.steps
+        way = many.history[: rounds + 1, index].double().cpu() * size
+        return replace(found, losses=torch.cat([way, found.losses[1:]]))
+
+    groups = _grouped(many.x, many.values, many.settled, heights)
+    groups = _finished(groups, size, finish)
+    done = [g.found for g in groups if g.found is not None]
+    if not done:  # no start was finite: let the search say what is wrong
+        return Several(finish(0), steps)
+    best = min(done, key=preference)
+    if done[-1].status is Status.INTERRUPTED:
+        return Several(replace(best, status=Status.INTERRUPTED, sites=()), steps)
+    if best.status is Status.UNIDENTIFIED:
+        groups = _joined(groups, best)
+    return Several(best, steps, *_reported(groups, many.x, layout, size, len(starts)))
+
+
+def search_in_turn(
+    search: Callable[[Tensor], Found],
+    starts: Sequence[Tensor],
+    heights: Callable[[Tensor], Tensor] | None,
+    layout: Coordinates,
+    size: int,
+) -> Several:
+    """Search from one start after another.
+
+    Parameters
+    ----------
+    search
+        From a start to its end.
+    starts
+        Where to begin, [d] each.
+    heights
+        From points [n, d] to their objective [n], to tell basins; None: not to.
+    layout, size
+        As in `probsl.methods.search.search_exactly`.
+    """
+    found: list[Found] = []
+    for start in starts:
+        found.append(search(start))
+        if found[-1].status is Status.INTERRUPTED:
+            break
+    best = min(found, key=preference)
+    steps = sum(f.steps for f in found)
+    if found[-1].status is Status.INTERRUPTED:
+        return Several(replace(best, status=Status.INTERRUPTED, sites=()), steps)
+    if heights is None or len(found) == 1:
+        return Several(best, steps)
+    x = torch.stack([f.x.detach() for f in found])
+    values = x.new_tensor([f.value / size for f in found])
+    groups = _grouped(x, values, values.isfinite(), heights)
+    groups = [replace(g, found=found[g.members[0]]) for g in groups]
+    if best.status is Status.UNIDENTIFIED:
+        groups = _joined(groups, best)
+    return Several(best, steps, *_reported(groups, x, layout, size, len(starts)))
+
+
+def _ended(many: Many, index: int, status: Status, size: int) -> Found:
+    way = many.history[: int(many.rounds[index]) + 1, index].double().cpu() * size
+    return Found(many.x[index], status, (), way, len(many.history) - 1)
+
+
+def _grouped(
+    x: Tensor,
+    values: Tensor,
+    settled: Tensor,
+    heights: Callable[[Tensor], Tensor],
+) -> list[_Group]:
+    """Split ends into basins: equally high, and no hill on the way between them.
+
+    Both are needed. Points of equal height are two where labels are switched, and one
+    where a direction is free.
+    """
+    order = sorted(
+        (i for i in range(len(x)) if math.isfinite(values[i])),
+        key=lambda i: (not settled[i], float(values[i])),
+    )
+    groups: list[_Group] = []
+    while order:
+        first, *rest = order
+        value = float(values[first])
+        level = _LEVEL * max(1.0, abs(value))
+        near = [i for i in rest if abs(float(values[i]) - value) <= level]
+        near += [i for i in rest if not settled[i] and i not in near]
+        near = [i for i in near if float(values[i]) >= value - level]
+        members = [first]
+        if near:
+            t = x.new_tensor(_ON_THE_WAY)[:, None, None]
+            way = x[first] + t * (x[near] - x[first])
+            high = heights(way.reshape(-1, x.shape[1])).reshape(len(t), -1)
+            top = values[near].clamp(min=value) + _HILL * max(1.0, abs(value))
+            joined = (high <= top).all(0).tolist()
+            members += [i for i, same in zip(near, joined, strict=True) if same]
+        # The calm start comes first, and stands for those that are as good.
+        equal = [i for i in members if settled[i] or i == first]
+        others = sorted(set(members) - {min(equal)})
+        groups.append(_Group([min(equal), *others], value, bool(settled[first])))
+        order = [i for i in rest if i not in members]
+    return groups
+
+
+def _finished(
+    groups: list[_Group], size: int, finish: Callable[[int], Found]
+) -> list[_Group]:
+    """Finish basins, the best first, until none of the others can be the answer."""
+    result: list[_Group] = []
+    best, followed = math.inf, 0
+    free: list[_Group] = []
+    for group in groups:
+        wanted = best == math.inf if group.settled else group.value < best
+        if not group.settled:
+            wanted = wanted and followed < _FOLLOWED
+            followed += wanted
+        wanted = wanted and not any(_level(group, other) for other in free)
+        if not wanted:
+            result.append(group)
+            continue
+        found = finish(group.members[0])
+        result.append(replace(group, found=found, value=found.value / size))
+        if found.status is Status.INTERRUPTED:
+            break
+        if found.status is Status.CONVERGED:
+            best = min(best, result[-1].value)
+        if found.status is Status.UNIDENTIFIED:
+            free.append(result[-1])  # those as low will be joined to it
+    return result
+
+
+def _level(one: _Group, other: _Group) -> bool:
+    return abs(one.value - other.value) <= _LEVEL * max(1.0, abs(other.value))
+
+
+def _joined(groups: Iterable[_Group], best: Found) -> list[_Group]:
+    """Join basins as low as one with a free direction: it need not be straight."""
+    groups = list(groups)
+    low = next(g for g in groups if g.found is best)
+    same = [g for g in groups if _level(g, low)]
+    members = [i for g in same if g is not low for i in g.members]
+    others = [g for g in groups if g not in same]
+    return [replace(low, members=[*low.members, *members]), *others]
+
+
+def _reported(
+    groups: Iterable[_Group], x: Tensor, layout: Coordinates, size: int, count: int
+) -> tuple[tuple[Basin, ...], str]:
+    """Return the basins, and a sentence about them."""
+    basins, given_up = [], 0
+    for group in groups:
+        found = group.found
+        if found is None and not group.settled:
+            given_up += len(group.members)
+            continue
+        value = group.value * size if found is None else found.value
+        at = x[group.members[0]] if found is None else found.x.detach()
+        status = None if found is None else found.status
+        basins.append(Basin(value, len(group.members), layout.constrain(at), status))
+    # Of several as low to the digits that are shown the answer comes first.
+    basins.sort(key=lambda b: (float(f"{b.value:.6g}"), b.status is None))
+    shown = [_described(b, first=i == 0) for i, b in enumerate(basins[:_LISTED])]
+    if len(basins) > _LISTED:
+        shown.append(f"and {len(basins) - _LISTED} more")
+    noun = "basin" if len(basins) == 1 else "basins"
+    note = f"{count} starts found {len(basins)} {noun}: objective " + ", ".join(shown)
+    if given_up:
+        note += f"; {given_up} came more slowly and no lower, and were given up"
+    return tuple(basins), note
+
+
+def _described(basin: Basin, *, first: bool) -> str:
+    noun = (" start" if basin.count == 1 else " starts") if first else ""
+    failed = basin.status not in (None, Status.CONVERGED)
+    ending = f", {basin.status.name}" if failed and basin.status else ""
+    return f"{basin.value:.6g} ({basin.count}{noun}{ending})"
