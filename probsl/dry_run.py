@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,6 +95,28 @@ def dry_run(
         _check_plates(message)
         _check_support(message)
     return messages
+
+
+@contextmanager
+def blaming_batches(blame: bool) -> Iterator[None]:
+    """Say of a shape that does not fit that the program has run on some rows only.
+
+    Raises
+    ------
+    ValueError
+        Saying how to size the plate; other errors are raised as they are.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        ours = not getattr(error, "__notes__", None) and isinstance(error, ValueError)
+        if not blame or (ours and "shape" not in str(error)):
+            raise
+        raise ValueError(
+            f"the program does not run on a batch of rows ({error}); size its data "
+            "plate by its arguments, as in plate('data', len(x)), and take the data "
+            "from them"
+        ) from error
 
 
 def _observations(messages: Mapping[str, Any]) -> Iterator[Any]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from probsl.data import gathered
+from probsl.batch_checks import check_batches
 from probsl.isolation import isolated
+from probsl.loaders import StreamedRows
 from probsl.options import whole_number
 from probsl.predict import deterministics, log_score_rows, predictive
 from probsl.problem import Problem
@@ -327,6 +328,7 @@ def fit(
     seed: int = 0,
     batch_size: int | None = None,
     rows: Sequence[str] | None = None,
+    total: int | None = None,
     weights: Any = None,
     dtype: torch.dtype | None = None,
     progress: bool | None = None,
@@ -343,7 +345,8 @@ def fit(
         A mapping from the program's argument names to torch tensors, numpy arrays,
         pandas objects or constants; a DataFrame whose columns are named like the
         arguments; or a `torch.utils.data.DataLoader` of mappings or tuples, which
-        is gathered and fitted in batches of its size.
+        is fitted in batches of its size, read anew in every epoch. NumPy arrays that
+        are mapped from disk stay there, where `batch_size` is given.
     method
         How: `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or a value of your own
         with `run`.
@@ -353,6 +356,9 @@ def fit(
         Rows per step; None takes them all.
     rows
         Names of the arguments with one entry per row, where shapes do not say.
+    total
+        The number of rows of a DataLoader whose data set does not say, or whose
+        sampler visits but some of them.
     weights
         One weight per row, shape ``[rows]``, not negative: a row of weight 2
         counts as two rows.
@@ -394,11 +400,21 @@ def fit(
     _check_callbacks(callbacks)
     seed = whole_number("seed", seed, least=0)
     started = time.perf_counter()
-    data, loader_size = gathered(data)
-    problem = Problem.build(program, data, rows=rows, weights=weights, dtype=dtype)
-    batch_size = batch_size if batch_size is not None else loader_size
     if batch_size is not None:
-        problem.check_batch_size(batch_size)
+        batch_size = whole_number("batch_size", batch_size)
+    problem = Problem.build(
+        program,
+        data,
+        rows=rows,
+        weights=weights,
+        dtype=dtype,
+        batch_size=batch_size,
+        total=total,
+    )
+    if isinstance(problem.source, StreamedRows):
+        batch_size = problem.source.batch_size
+    if batch_size is not None:
+        check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
     run = Run(seed, batch_size, progress, tuple(callbacks))
     with isolated(problem.dtype, seed):

@@ -1,20 +1,80 @@
-"""Batches of rows: all of them, or shuffled ones of one size."""
+"""Where the rows of each step come from: batches of one shape, shuffled or loaded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+from probsl.engine.loaded_rows import LoadedRows
+from probsl.engine.shuffled_rows import ShuffledRows
+from probsl.loaders import StreamedRows
+from probsl.scoring import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
 
     from probsl.problem import Problem
-    from probsl.scoring import Batch
+
+# Steps that the generator of single batches takes at a time.
+_AHEAD = 16
+
+
+class Blocks(Protocol):
+    """Where the rows of each step come from, several steps at a time."""
+
+    batch_size: int
+
+    def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the next batches.
+
+        Parameters
+        ----------
+        steps
+            How many.
+
+        Returns
+        -------
+        tuple
+            Row argument -> ``[steps, batch, ...]``, and the weights of the rows
+            ``[steps, batch]``, or None for ones.
+        """
+        ...
+
+
+def rows_of(problem: Problem, batch_size: int, seed: int) -> Blocks:
+    """Return where the batches of a problem come from.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    batch_size
+        Rows per batch.
+    seed
+        Seed of the shuffling.
+    """
+    source = problem.source
+    if isinstance(source, StreamedRows):
+        return LoadedRows(
+            source.loader,
+            source.size,
+            batch_size,
+            seed,
+            read=source.read,
+            visited=source.visited,
+        )
+    if source is not None:
+        arrays: Mapping[str, Any] = source.arrays
+    else:
+        arrays = {name: problem.arguments.values[name] for name in problem.rows}
+    return ShuffledRows(
+        arrays, problem.size, batch_size, seed, problem.weights, dtype=problem.dtype
+    )
 
 
 def batches(problem: Problem, batch_size: int | None, seed: int) -> Iterator[Batch]:
-    """Yield batches without end.
+    """Yield batches without end, each as the data of a program.
 
     Parameters
     ----------
@@ -24,12 +84,6 @@ def batches(problem: Problem, batch_size: int | None, seed: int) -> Iterator[Bat
         Rows per batch; None for all rows each time.
     seed
         Seed of the shuffling.
-
-    Yields
-    ------
-    Batch
-        Each epoch visits every row once; a batch may reach over into the next
-        epoch, so that all have one size and every row the same share.
 
     Examples
     --------
@@ -50,11 +104,16 @@ def batches(problem: Problem, batch_size: int | None, seed: int) -> Iterator[Bat
         whole = problem.batch()
         while True:
             yield whole
-    generator = torch.Generator().manual_seed(seed)
-    pending = torch.zeros(0, dtype=torch.long)
+    blocks = rows_of(problem, batch_size, seed)
+    scale = problem.size / batch_size
+    # A loader is not read ahead: its rows may be slow to come by.
+    ahead = 1 if isinstance(blocks, LoadedRows) else _AHEAD
     while True:
-        while len(pending) < batch_size:
-            epoch = torch.randperm(problem.size, generator=generator)
-            pending = torch.cat([pending, epoch])
-        yield problem.rows_at(pending[:batch_size])
-        pending = pending[batch_size:]
+        rows, weights = blocks.take(ahead)
+        for step in range(ahead):
+            arguments = {n: r[step] for n, r in rows.items()}
+            yield Batch(
+                {**problem.arguments.values, **arguments},
+                None if weights is None else weights[step],
+                scale,
+            )
