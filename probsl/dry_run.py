@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 ADD_A_PLATE = (
     'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
 )
+
+
+_OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
 def check_program(program: Any) -> None:
@@ -109,8 +113,7 @@ def blaming_batches(blame: bool) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
-        ours = not getattr(error, "__notes__", None) and isinstance(error, ValueError)
-        if not blame or (ours and "shape" not in str(error)):
+        if not blame or not _OF_SHAPES.search(str(error)):
             raise
         raise ValueError(
             f"the program does not run on a batch of rows ({error}); size its data "
