@@ -194,7 +194,7 @@ def _scores(fit: Fit, data: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"status": fit.status.name}
     row["log likelihood"] = fit.log_likelihood()
     row["log score"] = (
-        float(log_score(fit, problem.arguments.values).sum())
+        sum(float(log_score(fit, p.arguments).sum()) for p in problem.parts())
         if problem.has_rows
         else math.nan
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import numbers
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _AS_NUMBERS = "turn it into numbers, for example with pandas: column.astype('category')"
 _AS_TIME = "turn it into numbers, for example days: {} / pandas.Timedelta(days=1)"
+# Elements that a check looks at together, to bound the memory it takes.
+_CHECKED_ELEMENTS = 1 << 20
 
 
 class Converter:
@@ -52,6 +55,8 @@ class Converter:
     def __call__(self, name: str, value: Any) -> Any:
         """Return an array as a tensor, and anything else as it came.
 
+        An array that is mapped from disk stays where it is, see `resident`.
+
         Raises
         ------
         TypeError
@@ -61,13 +66,16 @@ class Converter:
         """
         if isinstance(value, list | tuple):
             value = _from_sequence(name, value)
-        if isinstance(value, np.ndarray) and value.ndim == 1 and name in self._known:
+        known = isinstance(value, np.ndarray) and name in self._known
+        if known and value.ndim == 1 and not is_mapped(value):
             value = _labels_or_codes(value, self._known[name])
         if _is_pandas(value, "DataFrame"):
             value = self._frame(name, value)
         elif _is_pandas(value, "Series", "Index", "Categorical"):
             value = self._column(name, value)
         elif isinstance(value, np.ndarray):
+            if is_mapped(value):
+                return _checked_on_disk(name, value)
             value = _from_numpy(name, value)
         elif hasattr(value, "toarray"):
             raise TypeError(
@@ -119,6 +127,39 @@ class Converter:
             _refuse_missing(name, series.isna().to_numpy())
             series = series.astype(series.dtype.numpy_dtype)
         return _checked(name, _from_numpy(name, series.to_numpy()))
+
+
+def is_mapped(value: Any) -> bool:
+    """Return whether an array's numbers are mapped from a file, not in memory."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return isinstance(value, mmap.mmap)
+
+
+def resident(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an array as a tensor in memory, what floats in it of type `dtype`.
+
+    Parameters
+    ----------
+    array
+        A tensor, or a NumPy array of numbers; what is in memory and of the right type
+        is not copied.
+    dtype
+        The floating type; None leaves it.
+    """
+    if not torch.is_tensor(array):
+        kind = array.dtype
+        unsigned = kind.kind == "u" and kind != np.uint8
+        kind = np.dtype(np.int64) if unsigned else kind.newbyteorder("=")
+        held = np.asarray(array, dtype=kind, order="C")
+        array = torch.from_numpy(held.copy() if is_mapped(held) else held)
+    tensor: Tensor = array
+    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+
+def type_of(array: Any) -> torch.dtype:
+    """Return the type of an array's numbers once they are in a tensor."""
+    return resident(array[:0]).dtype if isinstance(array, np.ndarray) else array.dtype
 
 
 def place(index: Sequence[int]) -> str:
@@ -251,17 +292,39 @@ def _checked(name: str, value: Tensor) -> Tensor:
             "at least one"
         )
     value = value.detach()
-    if not value.is_floating_point() and not value.is_complex():
-        return value
-    strange = ~value.isfinite()
-    count = int(strange.sum())
-    if count:
+    if value.is_floating_point() or value.is_complex():
+        _refuse_nonfinite(name, value)
+    return value
+
+
+def _checked_on_disk(name: str, array: Any) -> Any:
+    """Return a mapped array of finite numbers as it is, read once and in parts."""
+    if array.dtype.kind not in "biufc" or not array.ndim:
+        return _checked(name, _from_numpy(name, np.array(array)))
+    if not len(array):
+        return _checked(name, resident(array))
+    if array.dtype.kind in "fc":
+        _refuse_nonfinite(name, array)
+    return array
+
+
+def _refuse_nonfinite(name: str, value: Any) -> None:
+    """Say how many elements are NaN or infinite, and where the first is."""
+    count, first = 0, None
+    listed = value if value.ndim else value.reshape(1)
+    rows = max(1, _CHECKED_ELEMENTS // max(math.prod(listed.shape[1:]), 1))
+    for start in range(0, len(listed), rows):
+        strange = ~resident(listed[start : start + rows]).isfinite()
+        found = int(strange.sum())
+        if found and first is None:
+            row, *rest = strange.nonzero()[0].tolist()
+            first = [start + row, *rest] if value.ndim else []
+        count += found
+    if first is not None:
         raise ValueError(
             f"argument '{name}' has {count} NaN or infinite value{'s' * (count > 1)}, "
-            f"the first in {place(strange.nonzero()[0].tolist())}; drop or fill those "
-            "rows"
+            f"the first in {place(first)}; drop or fill those rows"
         )
-    return value
 
 
 def _is_pandas(value: Any, *kinds: str) -> bool:

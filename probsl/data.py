@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probsl.conversion import Converter
+from probsl.conversion import Converter, is_mapped, resident, type_of
 from probsl.options import did_you_mean, several_names
 
 
@@ -33,21 +32,24 @@ class Arguments:
 
     def lengths(self) -> dict[str, int]:
         """Return the length of the first axis of every array."""
-        return {
-            name: len(value)
-            for name, value in self.values.items()
-            if torch.is_tensor(value) and value.ndim
-        }
+        return {name: len(value) for name, value in self.arrays().items() if value.ndim}
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the arrays: tensors, and NumPy arrays that are mapped from disk."""
+        return {n: v for n, v in self.values.items() if is_array(v)}
 
     def cast(self, dtype: torch.dtype) -> Arguments:
-        """Return the same arguments with floating tensors of type `dtype`."""
+        """Return the same arguments in memory, floating tensors of type `dtype`."""
         values = {
-            name: value.to(dtype)
-            if torch.is_tensor(value) and value.is_floating_point()
-            else value
+            name: resident(value, dtype) if is_array(value) else value
             for name, value in self.values.items()
         }
         return replace(self, values=values)
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a converted argument is an array and not a constant."""
+    return torch.is_tensor(value) or is_mapped(value)
 
 
 def bind(
@@ -111,13 +113,11 @@ def floating_type(
         )
     if own:
         return next(iter(own))
-    types = [
-        v.dtype
-        for v in arguments.values.values()
-        if torch.is_tensor(v) and v.is_floating_point()
-    ]
+    types = [type_of(array) for array in arguments.arrays().values()]
     return max(
-        types, key=lambda t: torch.finfo(t).bits, default=torch.get_default_dtype()
+        (t for t in types if t.is_floating_point),
+        key=lambda t: torch.finfo(t).bits,
+        default=torch.get_default_dtype(),
     )
 
 
@@ -194,6 +194,7 @@ def row_weights(weights: Any, size: int | None, dtype: torch.dtype) -> Tensor | 
             'write: with pyro.plate("data", len(x)): ...'
         )
     converted = Converter()("weights", weights)
+    converted = resident(converted) if is_mapped(converted) else converted
     if not torch.is_tensor(converted) or converted.shape != (size,):
         got = (
             tuple(converted.shape)
@@ -211,63 +212,6 @@ def row_weights(weights: Any, size: int | None, dtype: torch.dtype) -> Tensor | 
     if not (converted > 0).any():
         raise ValueError("weights are all zero, so no row is left; keep some positive")
     return converted.to(dtype)
-
-
-def gathered(data: Any) -> tuple[Any, int | None]:
-    """Gather a DataLoader's batches; return the data and the size of a batch.
-
-    Other data are returned as they are, with None.
-
-    Raises
-    ------
-    ValueError
-        If the loader yields nothing.
-    """
-    if not isinstance(data, torch.utils.data.DataLoader):
-        return data, None
-    # Iterating a loader draws from torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        batches = list(data)
-    if not batches:
-        raise ValueError(
-            "the DataLoader yields no batches; give its data set some rows"
-        )
-    named = [_entries(batch) for batch in batches]
-    kinds = list(dict.fromkeys(tuple(entries) for entries in named))
-    if len(kinds) > 1:
-        shown = [", ".join(map(str, kind)) or "nothing" for kind in kinds[:2]]
-        raise ValueError(
-            f"the DataLoader yields batches of {shown[0]} and of {shown[1]}; let its "
-            "collate_fn return the same names in every batch"
-        )
-    joined = {name: _joined(name, [b[name] for b in named]) for name in named[0]}
-    whole = joined if isinstance(batches[0], Mapping) else tuple(joined.values())
-    return whole, data.batch_size
-
-
-def _entries(batch: Any) -> dict[Any, Any]:
-    """Return what a batch holds, by name or by position."""
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    entries = batch if isinstance(batch, tuple | list) else (batch,)
-    return dict(enumerate(entries))
-
-
-def _joined(name: Any, parts: list[Any]) -> Any:
-    """Put batches end to end; what has no rows is a constant."""
-    first = parts[0]
-    if torch.is_tensor(first) and first.ndim:
-        return torch.cat(parts)
-    if isinstance(first, np.ndarray) and first.ndim:
-        return np.concatenate(parts)
-    if isinstance(first, list):
-        return [entry for part in parts for entry in part]
-    if any(not bool(part == first) for part in parts):
-        raise ValueError(
-            f"entry '{name}' of the DataLoader has no row axis and differs from batch "
-            "to batch; give the DataLoader a batch_size, or yield arrays"
-        )
-    return first
 
 
 def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:

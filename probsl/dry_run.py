@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 ADD_A_PLATE = (
     'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
 )
+
+
+_OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
 def check_program(program: Any) -> None:
@@ -94,6 +99,27 @@ def dry_run(
         _check_plates(message)
         _check_support(message)
     return messages
+
+
+@contextmanager
+def blaming_batches(blame: bool) -> Iterator[None]:
+    """Say of a shape that does not fit that the program has run on some rows only.
+
+    Raises
+    ------
+    ValueError
+        Saying how to size the plate; other errors are raised as they are.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        if not blame or not _OF_SHAPES.search(str(error)):
+            raise
+        raise ValueError(
+            f"the program does not run on a batch of rows ({error}); size its data "
+            "plate by its arguments, as in plate('data', len(x)), and take the data "
+            "from them"
+        ) from error
 
 
 def _observations(messages: Mapping[str, Any]) -> Iterator[Any]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from probsl.data import gathered
+from probsl.batch_checks import check_batches
 from probsl.isolation import isolated
+from probsl.loaders import StreamedRows
 from probsl.options import whole_number
 from probsl.predict import deterministics, log_score_rows, predictive
 from probsl.problem import Problem
@@ -362,6 +363,7 @@ def fit(
     seed: int = 0,
     batch_size: int | None = None,
     rows: Sequence[str] | None = None,
+    total: int | None = None,
     weights: Any = None,
     dtype: torch.dtype | None = None,
     compile: Literal["auto"] | bool = "auto",
@@ -379,7 +381,8 @@ def fit(
         A mapping from the program's argument names to torch tensors, numpy arrays,
         pandas objects or constants; a DataFrame whose columns are named like the
         arguments; or a `torch.utils.data.DataLoader` of mappings or tuples, which
-        is gathered and fitted in batches of its size.
+        is fitted in batches of its size, read anew in every epoch. NumPy arrays that
+        are mapped from disk stay there, where `batch_size` is given.
     method
         How: `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or a value of your own
         with `run`.
@@ -389,6 +392,9 @@ def fit(
         Rows per step; None takes them all.
     rows
         Names of the arguments with one entry per row, where shapes do not say.
+    total
+        The number of rows of a DataLoader whose data set does not say, or whose
+        sampler visits but some of them.
     weights
         One weight per row, shape ``[rows]``, not negative: a row of weight 2
         counts as two rows.
@@ -436,11 +442,21 @@ def fit(
     if compile not in ("auto", True, False):
         raise ValueError(f"compile must be 'auto', True or False, got {compile!r}")
     started = time.perf_counter()
-    data, loader_size = gathered(data)
-    problem = Problem.build(program, data, rows=rows, weights=weights, dtype=dtype)
-    batch_size = batch_size if batch_size is not None else loader_size
     if batch_size is not None:
-        problem.check_batch_size(batch_size)
+        batch_size = whole_number("batch_size", batch_size)
+    problem = Problem.build(
+        program,
+        data,
+        rows=rows,
+        weights=weights,
+        dtype=dtype,
+        batch_size=batch_size,
+        total=total,
+    )
+    if isinstance(problem.source, StreamedRows):
+        batch_size = problem.source.batch_size
+    if batch_size is not None:
+        check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
     run = Run(seed, batch_size, progress, tuple(callbacks), compile)
     with isolated(problem.dtype, seed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -98,6 +98,7 @@ def collect(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Groups:
             f"{type(fit).__name__}"
         )
     draws = whole_number("draws", draws)
+    fit = replace(fit, problem=fit.problem.complete())
     collector = _Collector(fit, draws, seed)
     predicted, unpredicted = collector.predictive()
     prior, undrawn = collector.prior()

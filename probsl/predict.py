@@ -76,7 +76,7 @@ def predictive(
     evaluating = problem.program.evaluating()
     try:
         with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
-            return map_draws(generate, kept, count, problem.size)
+            return map_draws(generate, kept, count, _length(problem, arguments))
     except Exception as error:
         _annotate_shapes(error, problem, arguments)
         raise
@@ -109,12 +109,19 @@ def deterministics(
 
     evaluating = problem.program.evaluating()
     with isolated(problem.dtype), torch.no_grad(), evaluating:
-        return map_draws(generate, draws, count, problem.size)
+        return map_draws(generate, draws, count, problem.count)
+
+
+def _length(problem: Problem, arguments: Mapping[str, Any]) -> int:
+    """Return how many rows new arguments have."""
+    given = [arguments[name] for name in problem.rows if name in arguments]
+    lengths = [len(value) for value in given if torch.is_tensor(value) and value.ndim]
+    return max(lengths, default=problem.count)
 
 
 def _by_row(problem: Problem, site: Site) -> bool:
     return problem.is_local(site) or (
-        problem.has_rows and site.shape[:1] == (problem.size,)
+        problem.has_rows and site.shape[:1] == (problem.count,)
     )
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 
 from probsl.coordinates import Coordinates, Entry
-from probsl.data import Arguments, bind, by_name, find_rows, floating_type, row_weights
-from probsl.dry_run import ADD_A_PLATE, check_program, dry_run
+from probsl.data import Arguments, by_name, find_rows, floating_type, row_weights
+from probsl.dry_run import ADD_A_PLATE, blaming_batches, check_program, dry_run
 from probsl.isolation import isolated
-from probsl.options import whole_number
+from probsl.loaders import StreamedRows
 from probsl.parameters import Functional, OwnParameter
+from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import Batch, Scoring, by_row, named_terms, site_terms, total
 from probsl.sites import (
     Plate,
@@ -29,7 +30,7 @@ from probsl.sites import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +55,8 @@ class Problem:
         The number of rows; of observed values where there is no data plate.
     weights
         One weight per row, or None.
+    source
+        Where all rows are, if `arguments` hold only some that stand for them.
     """
 
     program: Functional
@@ -64,6 +67,7 @@ class Problem:
     rows: tuple[str, ...]
     size: int
     weights: Tensor | None = None
+    source: AllRows | None = None
 
     @classmethod
     def build(
@@ -75,6 +79,8 @@ class Problem:
         weights: Any = None,
         dtype: torch.dtype | None = None,
         labels: Mapping[str, tuple[Any, ...]] | None = None,
+        batch_size: int | None = None,
+        total: int | None = None,
     ) -> Problem:
         """Bind a program to data and take the inventory of its sites.
 
@@ -92,6 +98,11 @@ class Problem:
             The floating type to compute in; None takes the program's or the data's.
         labels
             Name -> the categories behind the codes of an argument, if known.
+        batch_size
+            Rows per step, if they are to come in batches: many rows then stay where
+            they are, and the program is only run on some of them.
+        total
+            The number of rows, where a DataLoader cannot tell.
 
         Raises
         ------
@@ -101,10 +112,20 @@ class Problem:
         """
         check_program(program)
         functional = Functional(program)
-        arguments = bind(program, data, labels=labels)
+        arguments, source = at_hand(
+            program,
+            data,
+            rows=rows,
+            labels=labels,
+            batch_size=batch_size,
+            total=total,
+        )
         dtype = floating_type(arguments, functional.floating_types(), dtype)
         arguments = arguments.cast(dtype)
-        messages = dry_run(functional, arguments, dtype)
+        if source is not None:
+            source = source.with_type(dtype)
+        with blaming_batches(source is not None):
+            messages = dry_run(functional, arguments, dtype)
         plate = _data_plate(messages)
         with isolated(dtype):
             own = {p.name: p.start for p in functional.own}
@@ -117,14 +138,20 @@ class Problem:
         others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
         if plate:
             others.pop(plate.name, None)
+        if source is not None:
+            _refuse_other_plate(plate, source, arguments)
+        found = () if source is None else source.names
+        if plate and not isinstance(source, StreamedRows):
+            found = find_rows(arguments, size, rows, others)
         problem = cls(
             program=functional,
             arguments=arguments,
             dtype=dtype,
             sites=sites,
             data_plate=plate,
-            rows=find_rows(arguments, size, rows, others) if plate else (),
-            size=size,
+            rows=found,
+            size=size if source is None else source.size,
+            source=source,
         )
         return problem.reweighted(weights)
 
@@ -142,6 +169,47 @@ class Problem:
             labels=self.arguments.labels,
         )
 
+    def complete(self) -> Problem:
+        """Return the problem with all its rows at hand.
+
+        Raises
+        ------
+        ValueError
+            If they are in a DataLoader, or too many for what is computed of each.
+        """
+        if self.source is None:
+            return self
+        if isinstance(self.source, StreamedRows) or self.size > _MANY_ROWS:
+            why = (
+                "come from a DataLoader"
+                if isinstance(self.source, StreamedRows)
+                else f"are {self.size}, too many to hold with the draws of each"
+            )
+            raise ValueError(
+                f"the rows of this fit {why}, so they cannot all be shown; score some "
+                "with log_score(fit, data), or fit some of them as arrays"
+            )
+        return Problem.build(
+            self.program.function,
+            {**self.arguments.values, **self.source.arrays},
+            rows=self.rows,
+            weights=self.weights,
+            dtype=self.dtype,
+            labels=self.arguments.labels,
+        )
+
+    def parts(self) -> Iterator[Batch]:
+        """Yield all rows once, as many at a time as are held, unscaled.
+
+        Together the parts are all rows: each row has its weight, and no more.
+        """
+        if self.source is None:
+            yield self.batch()
+            return
+        for rows, where in self.source.parts():
+            weights = None if self.weights is None else self.weights[where]
+            yield Batch({**self.arguments.values, **rows}, weights)
+
     def constants(self) -> dict[str, Any]:
         """Return the arguments that new rows need not bring along."""
         return {
@@ -152,6 +220,11 @@ class Problem:
 
     def reweighted(self, weights: Any) -> Problem:
         """Return the same problem with other row weights, None for ones."""
+        if weights is not None and isinstance(self.source, StreamedRows):
+            raise ValueError(
+                "weights cannot be matched to the rows of a DataLoader, which come in "
+                "any order; give arrays, and batch_size="
+            )
         size = self.size if self.has_rows else None
         return replace(self, weights=row_weights(weights, size, self.dtype))
 
@@ -163,6 +236,13 @@ class Problem:
     def has_rows(self) -> bool:
         """Whether there is a vectorized data plate, whose elements are rows."""
         return self.data_plate is not None and self.data_plate.dim is not None
+
+    @property
+    def count(self) -> int:
+        """The number of rows at hand: all of them, unless there is a `source`."""
+        if self.source is None:
+            return self.size
+        return len(self.arguments.values[self.source.names[0]])
 
     @property
     def latents(self) -> tuple[Site, ...]:
@@ -232,61 +312,18 @@ class Problem:
         values = layout.constrain(torch.zeros(layout.size, dtype=self.dtype))
         return {s.name: values[s.name] for s in self.latents}
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Refuse batches where they would not be the same problem."""
-        batch_size = whole_number("batch_size", batch_size)
-        if not self.has_rows:
-            raise ValueError(
-                "batch_size needs rows, and the program has no vectorized data plate; "
-                + ADD_A_PLATE
-            )
-        if not self.rows:
-            raise ValueError(
-                f"batch_size needs arguments with {self.size} entries, one per row; "
-                "pass the data as arguments of the program"
-            )
-        local = [s.name for s in self.latents if self.is_local(s)]
-        if local:
-            raise ValueError(
-                f"site '{local[0]}' has one latent per row, which batches cannot "
-                "learn; fit all rows at once, or sum it out in the likelihood"
-            )
-        if batch_size < self.size:
-            self._check_batch(self.rows_at(torch.arange(batch_size)), batch_size)
-
-    def _check_batch(self, batch: Batch, batch_size: int) -> None:
-        own = {p.name: p.start for p in self.own}
-        plate = self.data_plate
-        try:
-            with isolated(self.dtype):
-                messages = visit(lambda: self.run(own, batch.arguments))
-            sizes = {
-                p.size
-                for m in messages.values()
-                for p in plates_of(m)
-                if plate and p.name == plate.name
-            }
-        except Exception as error:
-            raise ValueError(
-                f"the program does not run on a batch of {batch_size} rows ({error}); "
-                "size its data plate by its arguments, as in plate('data', len(x))"
-            ) from error
-        if sizes != {batch_size}:
-            raise ValueError(
-                f"plate '{plate and plate.name}' has size {sizes} for a batch of "
-                f"{batch_size} rows; size it by the program's arguments, as in "
-                "plate('data', len(x))"
-            )
-
     def rows_at(self, index: Tensor) -> Batch:
         """Return some rows as a batch that stands for all of them.
 
         Parameters
         ----------
         index
-            Which rows, shape ``[batch]``.
+            Which rows, shape ``[batch]``; of a DataLoader's rows those at hand.
         """
-        rows = {name: self.arguments.values[name][index] for name in self.rows}
+        if isinstance(self.source, StoredRows):
+            rows = self.source.at(index)
+        else:
+            rows = {name: self.arguments.values[name][index] for name in self.rows}
         weights = None if self.weights is None else self.weights[index]
         return self.batch_of(rows, weights)
 
@@ -308,24 +345,36 @@ class Problem:
         arguments = {**self.arguments.values, **rows}
         return Batch(arguments, weights, self.size / length)
 
-    def observed_values(self) -> dict[str, Tensor]:
-        """Return observed site -> its value."""
+    def observed_values(
+        self, arguments: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Return observed site -> its value, for the rows at hand or other ones."""
         own = {p.name: p.start for p in self.own}
+        given = self.arguments.values if arguments is None else arguments
         with isolated(self.dtype), torch.no_grad():
-            messages = visit(lambda: self.run(own, self.arguments.values))
+            messages = visit(lambda: self.run(own, given))
         return {n: m["value"] for n, m in messages.items() if is_observation(m)}
 
     def observed_digest(self) -> str:
         """Return a fingerprint of the observed values, to tell data apart."""
-        digest = hashlib.sha256()
-        for name, value in self.observed_values().items():
-            digest.update(name.encode())
-            digest.update(value.double().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        digests: dict[str, Any] = {}
+        for part in self.parts():
+            for name, value in self.observed_values(part.arguments).items():
+                digest = digests.setdefault(name, hashlib.sha256(name.encode()))
+                digest.update(value.double().cpu().numpy().tobytes())
+        return ".".join(digest.hexdigest() for digest in digests.values())
 
     def batch(self) -> Batch:
-        """Return the whole data as one batch."""
-        return Batch(self.arguments.values, self.weights)
+        """Return the rows at hand as one batch: all of them, or what stands for them.
+
+        See `source`.
+        """
+        if self.source is None:
+            return Batch(self.arguments.values, self.weights)
+        weights = self.weights
+        if weights is not None and isinstance(self.source, StoredRows):
+            weights = weights[self.source.index]
+        return Batch(self.arguments.values, weights, self.size / self.count)
 
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.
@@ -367,7 +416,7 @@ class Problem:
             scalar tensor multiplies it whatever it is.
         """
         weights = prior_weights or {}
-        terms = self._terms(values, own, batch or self.batch(), _dropped(weights))
+        terms = self.terms(values, own, batch or self.batch(), _dropped(weights))
         for name, weight in weights.items():
             if name in terms:
                 term, axis = terms[name]
@@ -390,14 +439,22 @@ class Problem:
                 + ADD_A_PLATE
             )
         batch = Batch(self.arguments.values)
-        return by_row(self._terms(values, own, batch, {s.name for s in self.latents}))
+        return by_row(self.terms(values, own, batch, {s.name for s in self.latents}))
 
     def log_likelihood(
         self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the log likelihood of all rows with their weights, a scalar."""
         skip = {s.name for s in self.latents}
-        return total(self._terms(values, own, self.batch(), skip))
+        together: dict[str, tuple[Tensor, int | None]] = {}
+        for part in self.parts():
+            for name, (term, axis) in self.terms(values, own, part, skip).items():
+                # What is not of the rows is in every part, and counts once.
+                before = (
+                    together[name][0] if axis is not None and name in together else 0
+                )
+                together[name] = (before + term.sum(), axis)
+        return total(together)
 
     def log_density_by_site(
         self,
@@ -430,13 +487,17 @@ class Problem:
             self._nesting() if enumerated else None,
         )
 
-    def _terms(
+    def terms(
         self,
         values: Mapping[str, Tensor],
         own: Mapping[str, Tensor],
         batch: Batch,
-        skip: set[str],
+        skip: Collection[str] = (),
     ) -> dict[str, tuple[Tensor, int | None]]:
+        """Return the weighed log density terms of a batch, see `site_terms`.
+
+        Sites named in `skip` are left out.
+        """
         scoring = Scoring(values, skip)
         terms = site_terms(
             lambda: self.run(own, batch.arguments),
@@ -459,6 +520,8 @@ class Problem:
         return max([*axes, *(s.batch_axes for s in self.sites)], default=0)
 
 
+# Above so many rows nothing is computed that holds every row.
+_MANY_ROWS = 1_000_000
 _IDENTITY = torch.distributions.transforms.identity_transform
 
 
@@ -477,6 +540,19 @@ def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> Non
             "the program has no latent site and no parameter of its own, so there is "
             'nothing to fit; declare one, for example pyro.sample("w", '
             "dist.Normal(0.0, 1.0))"
+        )
+
+
+def _refuse_other_plate(
+    plate: Plate | None, source: AllRows, arguments: Arguments
+) -> None:
+    """Refuse a data plate that is not as long as the rows at hand."""
+    held = arguments.lengths()[source.names[0]]
+    if plate is not None and plate.dim is not None and plate.size != held:
+        raise ValueError(
+            f"plate '{plate.name}' has size {plate.size} for a batch of {held} rows; "
+            "size it by the program's arguments, as in plate('data', len(x)), or say "
+            f"which are the rows, for example rows={source.names}"
         )
 
 

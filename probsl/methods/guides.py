@@ -30,7 +30,7 @@ from torch.distributions import constraints
 from probsl.parameters import Functional
 from probsl.program_errors import annotate
 from probsl.scoring import Batch, Scoring
-from probsl.sites import Role
+from probsl.sites import Role, plates_of
 
 if TYPE_CHECKING:
     from probsl.problem import Problem
@@ -307,6 +307,7 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
 
 
 def _check_sites(problem: Problem, scoring: Scoring) -> None:
+    _refuse_subsamples(scoring)
     latents = {s.name: s for s in problem.latents}
     sampled = {}
     for name, message in scoring.messages.items():
@@ -342,6 +343,19 @@ def _check_sites(problem: Problem, scoring: Scoring) -> None:
             f"the guide lacks '{missing[0]}', a latent site of the program; add "
             f"pyro.sample('{missing[0]}', ...) to the guide"
         )
+
+
+def _refuse_subsamples(scoring: Scoring) -> None:
+    """Refuse a guide that draws rows by itself: they are not those of the program."""
+    for message in scoring.messages.values():
+        for plate in plates_of(message):
+            if plate.size != plate.full_size:
+                raise ValueError(
+                    f"plate '{plate.name}' of the guide draws a subsample of "
+                    f"{plate.size} of {plate.full_size} by itself, which are other "
+                    "rows than the program's; leave subsample_size out, and let fit "
+                    "draw batches of rows with batch_size="
+                )
 
 
 def _check_support(message: Any, support: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 
-from probsl.engine.batches import ShuffledRows
+from probsl.engine.batches import rows_of
 from probsl.engine.feed import ROW, WEIGHTS, Feed, places_for
 from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
@@ -223,11 +223,9 @@ def _feed(
 ) -> Feed:
     blocks, row_bytes = None, 0
     if run.batch_size is not None:
-        arrays = {name: problem.arguments.values[name] for name in problem.rows}
-        blocks = ShuffledRows(
-            arrays, problem.size, run.batch_size, run.seed, problem.weights
-        )
-        row_bytes = sum(a.nbytes // max(len(a), 1) for a in arrays.values())
+        blocks = rows_of(problem, run.batch_size, run.seed)
+        held = [problem.arguments.values[name] for name in problem.rows]
+        row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
     needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
     return Feed(places_for(needed), blocks, noise)
 

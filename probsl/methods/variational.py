@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 from torch.distributions.transforms import identity_transform
 
+from probsl.batch_checks import check_guide_batches
 from probsl.coordinates import Coordinates, Entry
 from probsl.engine.feed import NOISE
 from probsl.engine.minimize import Outcome as End
@@ -362,6 +363,11 @@ def _prepared(
     def begun(beginning: Beginning) -> tuple[ELBO, NoiseRecord]:
         guide = prepare(problem, method.guide, beginning)
         _refuse_unweighable(problem, guide)
+        if run.batch_size is not None:
+            own = {p.name: p.start for p in guide.functional.own}
+            check_guide_batches(
+                problem, lambda rows: guide.score(own, rows), run.batch_size
+            )
         bound = ELBO(problem, guide, weights, method.start)
         noise = record(lambda: bound.estimate(bound.start, problem.batch()))
         _refuse_detached(noise, guide)

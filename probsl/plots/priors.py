@@ -88,7 +88,7 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
     """
     problem, own = fit.problem, fit.posterior.own
     # All rows are computed with every draw.
-    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.size))
+    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.count))
     draws, missing = prior_draws(problem, own, count=count, seed=seed)
     if not missing:
         draws |= deterministics(problem, draws, own, count)

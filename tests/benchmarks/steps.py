@@ -13,6 +13,8 @@ import functools
 import statistics
 import warnings
 
+import programs
+import rates
 import torch
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -20,9 +22,6 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-
-import programs
-import rates
 
 
 def logistic(rounds: int) -> None:

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import probsl
 from probsl import Status
+from probsl.engine.batches import rows_of
 from probsl.isolation import isolated
+from probsl.problem import Problem
 
 # Fits that end where the objective ends, of programs with rows.
 EXACT = [p for p in PAIRS if "rows" in p.case.has and not p.method.endswith("Adam")]
@@ -158,12 +160,12 @@ BATCHED = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize("method", BATCHED)
 def test_batches_lead_to_the_optimum_of_all_rows(method, batch_size):
     """The end of noisy steps lies around it, within a fraction of the posterior's sd.
 
-    Five rows do not divide twelve, so batches reach over from one epoch to the next.
+    Seven rows do not divide twelve, so batches reach over from one epoch to the next.
     """
     case = problem("linear")
     whole = probsl.fit(case.program, case.data, BATCHED[method])
@@ -231,18 +233,67 @@ class Rows(Dataset):
 
 
 @pytest.mark.parametrize("form", [dict, tuple])
-@pytest.mark.parametrize("batch_size", [4, N])
-def test_a_data_loader_is_its_rows_in_batches_of_its_size(form, batch_size):
-    case = problem("linear")
-    loader = DataLoader(Rows(case.data, form), batch_size=batch_size)
-    method = probsl.MAP(max_steps=20)
-    fit = probsl.fit(case.program, loader, method)
-    expected = probsl.fit(case.program, case.data, method, batch_size=batch_size)
-    assert torch.equal(fit.losses, expected.losses)
+def test_a_data_loader_of_all_rows_is_all_rows_at_once(form):
+    pair = Pair("MAP", problem("linear"))
+    loader = DataLoader(Rows(pair.case.data, form), batch_size=N)
+    fit = probsl.fit(pair.case.program, loader, METHODS[pair.method])
+    assert torch.equal(fit.losses, fitted(pair).losses)
     # The argument goes before the size of the loader's batches.
-    fit = probsl.fit(case.program, loader, method, batch_size=3)
-    expected = probsl.fit(case.program, case.data, method, batch_size=3)
-    assert torch.equal(fit.losses, expected.losses)
+    loader = DataLoader(Rows(pair.case.data, form), batch_size=4)
+    fit = probsl.fit(pair.case.program, loader, METHODS[pair.method], batch_size=N)
+    assert torch.equal(fit.losses, fitted(pair).losses)
+
+
+@pytest.mark.parametrize("method", BATCHED)
+def test_a_ragged_last_batch_leads_to_the_optimum_of_all_rows(method):
+    case = problem("linear")
+    loader = DataLoader(Rows(case.data, dict), batch_size=7, shuffle=True)
+    whole = probsl.fit(case.program, case.data, BATCHED[method])
+    fit = probsl.fit(case.program, loader, BATCHED[method])
+    spread = fitted(Pair("SVI AutoNormal", case)).summary()["sd"]
+    distance = (fit.summary()["estimate"] - whole.summary()["estimate"]).abs()
+    assert fit.status is Status.CONVERGED
+    assert (distance < 0.25 * spread).all()
+    assert fit.log_likelihood() == pytest.approx(whole.log_likelihood(), abs=0.5)
+
+
+def gradient(problem, x, batch=None):
+    """Return the gradient of a log density in unconstrained space."""
+    layout = problem.coordinates()
+    x = x.clone().requires_grad_()
+    with isolated(problem.dtype):
+        values = layout.constrain(x)
+        density = problem.log_density(values, values, batch)
+        return torch.autograd.grad(density, x)[0]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 11])
+@pytest.mark.parametrize("form", ["arrays", "loader"])
+def test_the_gradients_of_an_epoch_add_up_to_that_of_all_rows(
+    form, batch_size, shuffle
+):
+    """Batches that reach over into the next epoch do so once in B epochs of N rows."""
+    case = problem("linear")
+    built = Problem.build(case.program, case.data)
+    steps = N
+    if form == "loader":
+        loader = DataLoader(
+            Rows(case.data, dict), batch_size=batch_size, shuffle=shuffle
+        )
+        built = Problem.build(case.program, loader)
+        steps = -(-N // batch_size)
+    x = torch.tensor([0.3, -0.2, 0.1], dtype=DTYPE)
+    rows, weights = rows_of(built, batch_size, seed=1).take(steps)
+    mean = 0
+    for step in range(steps):
+        batch = built.batch_of(
+            {name: values[step] for name, values in rows.items()},
+            None if weights is None else weights[step],
+        )
+        mean += gradient(built, x, batch) / steps
+    whole = gradient(Problem.build(case.program, case.data), x)
+    torch.testing.assert_close(mean, whole)
 
 
 def test_a_data_loader_that_shuffles_leaves_the_random_state():

@@ -25,7 +25,12 @@ from refusals import (
     with_entry,
     with_sizes,
 )
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import probsl
 
@@ -484,7 +489,57 @@ def _loader(batches):
 
 @case(ValueError, "DataLoader", "no batches")
 def loader_of_nothing():
+    fit(data=DataLoader(Empty(), batch_size=4), total=N)
+
+
+@case(ValueError, "DataLoader", "iterable", "total=")
+def loader_of_unknown_length():
     fit(data=DataLoader(Empty(), batch_size=4))
+
+
+@case(ValueError, "DataLoader", "count batches", "batch_size", "total=")
+def loader_without_a_batch_size():
+    fit(data=DataLoader([{"x": X, "y": Y}], batch_size=None))
+
+
+@case(ValueError, "sampler visits 5 rows", "data set of 20", "total=")
+def loader_of_a_part():
+    sampler = SubsetRandomSampler(range(5))
+    fit(data=DataLoader(TensorDataset(X, Y), batch_size=2, sampler=sampler))
+
+
+@case(ValueError, "first batch has 20 rows", "2 entries in all", "total=")
+def loader_of_batches():
+    fit(data=_loader([{"x": X, "y": Y}] * 2))
+
+
+@case(ValueError, "yielded 20 rows in an epoch", "30 were expected", "total=")
+def loader_of_another_length():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=8)
+    fit(data=loader, total=30, method=probsl.MAP(max_steps=10))
+
+
+@case(
+    ValueError, "a batch of the DataLoader has 4 of 'x', 3 of 'y'", "one entry per row"
+)
+def loader_of_unequal_lengths():
+    batches = [{"x": X[:4], "y": Y[:4]}, {"x": X[:4], "y": Y[:3]}]
+    fit(data=_loader(batches), total=N, rows=("x", "y"))
+
+
+@case(ValueError, "without arrays", "one entry per row")
+def loader_of_constants():
+    fit(data=_loader([{"x": 1.0, "y": 2.0}] * 2), total=N)
+
+
+@case(ValueError, "total", "DataLoader", "arrays")
+def total_of_arrays():
+    fit(total=N)
+
+
+@case(ValueError, "weights", "DataLoader", "arrays", "batch_size=")
+def weights_of_a_loader():
+    fit(data=DataLoader(TensorDataset(X, Y), batch_size=4), weights=torch.ones(N))
 
 
 @case(TypeError, "'x'", "text", "'a' in row 0")
@@ -494,12 +549,12 @@ def loader_of_text():
 
 @case(ValueError, "batches of x, y and of x;", "collate_fn")
 def loader_of_different_names():
-    fit(data=_loader([{"x": X, "y": Y}, {"x": X}]))
+    fit(data=_loader([{"x": X, "y": Y}, {"x": X}]), total=2 * N)
 
 
 @case(ValueError, "entry 'y'", "no row axis", "batch_size")
 def loader_of_single_rows():
-    fit(data=_loader([{"x": X, "y": 1.0}, {"x": X, "y": 2.0}]))
+    fit(data=_loader([{"x": X, "y": 1.0}, {"x": X, "y": 2.0}]), total=2 * N)
 
 
 # --- The tests

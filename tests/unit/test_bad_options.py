@@ -24,6 +24,7 @@ from refusals import (
     joint,
     layer,
     linear,
+    location,
     mean,
     means,
     network,
@@ -210,6 +211,127 @@ def batches_of_what_is_no_argument():
             pyro.sample("y", dist.Normal(w * X[:, 0], 1.0), obs=y)
 
     fit_y(program, batch_size=5)
+
+
+@case(ValueError, "site 'y'", "mean over them", "pass them as constants")
+def batches_that_are_centered_by_themselves():
+    fit(lambda x, y=None: linear(x - x.mean(0), y), batch_size=5)
+
+
+@case(ValueError, "site 'y'", "scale by their number", "leave scaling to fit")
+def batches_that_are_scaled_by_hand():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=N / len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    fit(program, batch_size=5)
+
+
+@case(ValueError, "site 'w'", "outside the data plate", "of all rows before the fit")
+def batches_with_a_prior_of_the_rows():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), x.std(0)).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    fit(program, batch_size=5)
+
+
+@case(ValueError, "site 'penalty'", "outside the data plate", "put it in")
+def batches_with_a_factor_of_all_rows():
+    def program(x, y=None):
+        linear(x, y)
+        pyro.factor("penalty", -x.square().sum())
+
+    fit(program, batch_size=5)
+
+
+@case(ValueError, "site 'mu'", "(3,)", "(2,)", "by a constant")
+def batches_that_say_how_many_groups_there_are():
+    fit(means, data={"group": GROUP.sort().values, "y": Y}, batch_size=10)
+
+
+@case(ValueError, "'z'", "shared by the rows", "all rows at once")
+def batches_that_share_a_discrete_latent():
+    def program(y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu + z, 1.0), obs=y)
+
+    fit_y(program, batch_size=5)
+
+
+@case(ValueError, "plate 'data'", "5 of 20", "leave subsample_size out")
+def batches_of_a_plate_with_indices():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", N, subsample=torch.arange(5)) as index:
+            y = None if y is None else y[index]
+            pyro.sample("y", dist.Normal(x[index] @ w, 1.0), obs=y)
+
+    fit(program, batch_size=5)
+
+
+@case(ValueError, "plate 'data' of the guide", "5 of 20", "subsample_size out")
+def guide_with_a_subsample_of_its_own():
+    def guide(x, y=None):
+        scale = pyro.param("scale", torch.ones(2), dist.constraints.positive)
+        pyro.sample("w", dist.Normal(location(2), scale).to_event(1))
+        pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", N, subsample_size=5):
+            noise = dist.Normal(0.0, 1.0)
+            pyro.sample("noise", noise, infer={"is_auxiliary": True})
+
+    fit(method=probsl.SVI(guide), batch_size=5)
+
+
+@case(ValueError, "guide", "site 'w'", "other rows", "not depend on the data")
+def guide_that_depends_on_the_rows():
+    def guide(x, y=None):
+        pyro.sample("w", dist.Normal(location(2) + x.mean(0), 1.0).to_event(1))
+        pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+
+    fit(method=probsl.SVI(guide), batch_size=5)
+
+
+BIG = 100_001
+BIG_X, BIG_Y = torch.ones(BIG, 2), torch.ones(BIG)
+
+
+@case(ValueError, "batch of rows", "plate('data', len(x))")
+def batches_of_many_rows_in_a_fixed_plate():
+    def program(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", BIG):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    fit(program, data={"x": BIG_X, "y": BIG_Y}, batch_size=5)
+
+
+@case(ValueError, "'y' has 100000 entries", "100001", "rows=('x', 'y')")
+def batches_of_many_rows_of_unequal_lengths():
+    fit(data={"x": BIG_X, "y": BIG_Y[1:]}, batch_size=5)
+
+
+@case(ValueError, "plate 'data' has size 50000", "1009 rows", "len(x)")
+def batches_of_the_wrong_rows():
+    def program(table, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu + table.mean(), 1.0), obs=y)
+
+    fit(program, data={"table": BIG_X, "y": BIG_Y[:50_000]}, batch_size=5)
+
+
+@case(ZeroDivisionError, "division", "after sample site 'y'")
+def program_that_fails_on_many_rows():
+    def program(x, y=None):
+        linear(x / 1, y)
+        return 1 / 0
+
+    fit(program, data={"x": BIG_X, "y": BIG_Y}, batch_size=5)
 
 
 for _seed in (1.5, None, "one"):

@@ -9,10 +9,10 @@ import torch
 from refusals import GROUP, N, X, Y, fit, means
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from probsl.data import bind, find_rows, floating_type, gathered, row_weights
+from probsl.data import bind, find_rows, floating_type, row_weights
+from probsl.rows import at_hand
 
 VALUES = [1.0, 2.0, 3.0]
-ROWS = {"x": X, "y": Y}
 
 
 def program(x, y=None):
@@ -231,19 +231,22 @@ def as_arrays(rows):
     ],
     ids=["tuples", "mappings", "arrays"],
 )
-def test_a_loader_is_gathered(loader):
-    data, size = gathered(loader)
-    values = bind(lambda x, y=None, number=None: None, data).values
-    assert size == 8
+def test_the_rows_of_a_loader_are_arguments(loader):
+    """Where one batch holds all rows, they are kept, and the constants with them."""
+
+    def program(x, y=None, number=None):
+        """Never run here."""
+
+    options = {"rows": None, "labels": None, "total": None}
+    arguments, source = at_hand(program, loader, batch_size=N, **options)
+    values = arguments.values
+    assert source is None
     assert torch.equal(values["x"], X)
     torch.testing.assert_close(values["y"].float(), Y)
     assert values.get("number", 3) == 3
-
-
-def test_a_shuffling_loader_leaves_the_random_numbers_alone():
-    before = torch.get_rng_state()
-    gathered(DataLoader(Mappings(), batch_size=8, shuffle=True))
-    assert torch.equal(torch.get_rng_state(), before)
+    arguments, source = at_hand(program, loader, batch_size=None, **options)
+    assert (source.batch_size, source.size, source.names) == (8, N, ("x", "y"))
+    assert len(arguments.values["x"]) >= 16
 
 
 def test_a_loader_is_fitted_in_batches_of_its_size():
@@ -256,10 +259,6 @@ def test_a_loader_is_fitted_in_batches_of_its_size():
     loader = DataLoader(Mappings(), batch_size=8)
     assert fit(data=loader, callbacks=[callback]).problem.size == N
     assert sizes == [1, 2, 3]
-
-
-def test_other_data_are_not_gathered():
-    assert gathered(ROWS) == (ROWS, None)
 
 
 # --- Types, rows, weights

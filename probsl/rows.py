@@ -1,0 +1,160 @@
+"""All rows of a problem, where its arguments hold but some of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from probsl.conversion import is_mapped, resident
+from probsl.data import Arguments, bind, find_rows
+from probsl.loaders import StreamedRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+# From so many rows on, what comes before training looks at a part of them.
+_MANY = 100_000
+# So many rows stand for all before training, and a few more, lest they be taken for
+# columns or groups.
+_AT_HAND = 1000
+_MORE = 9
+# Rows that a pass over all of them takes at a time.
+_PART = 1 << 16
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """All rows of a problem, in arrays in memory or mapped from disk.
+
+    Attributes
+    ----------
+    arrays
+        Row argument -> tensor, or NumPy array that is mapped from disk.
+    size
+        The number of rows, N.
+    index
+        Which of them the problem's arguments hold.
+    dtype
+        The type of floats once they are read; None leaves it.
+    """
+
+    arrays: dict[str, Any]
+    size: int
+    index: Tensor
+    dtype: torch.dtype | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments with one entry per row."""
+        return tuple(self.arrays)
+
+    def with_type(self, dtype: torch.dtype) -> StoredRows:
+        """Return the same rows, their floats to be read as `dtype`."""
+        return replace(self, dtype=dtype)
+
+    def at(self, index: Tensor) -> dict[str, Tensor]:
+        """Read some rows."""
+        return {n: self._read(a, index) for n, a in self.arrays.items()}
+
+    def parts(self) -> Iterator[tuple[dict[str, Tensor], slice]]:
+        """Yield all rows in order, some at a time, and which they are."""
+        for start in range(0, self.size, _PART):
+            part = slice(start, min(start + _PART, self.size))
+            yield (
+                {n: resident(a[part], self.dtype) for n, a in self.arrays.items()},
+                part,
+            )
+
+    def _read(self, array: Any, index: Tensor) -> Tensor:
+        rows = array[index if torch.is_tensor(array) else index.numpy()]
+        return resident(rows, self.dtype)
+
+
+AllRows = StoredRows | StreamedRows
+
+
+def at_hand(
+    function: Callable[..., Any],
+    data: Any,
+    *,
+    rows: Sequence[str] | None,
+    labels: Mapping[str, tuple[Any, ...]] | None,
+    batch_size: int | None,
+    total: int | None,
+) -> tuple[Arguments, AllRows | None]:
+    """Return a program's arguments, and where the rows are that they lack.
+
+    Batches of many rows, of mapped arrays and of loaders leave the rows where they
+    are: the arguments hold some of them, which stand for all before training.
+
+    Parameters
+    ----------
+    function
+        The program.
+    data
+        Its arguments, see `probsl.fit`.
+    rows
+        The user's own answer which arguments are rows, if given.
+    labels
+        Those of earlier arguments, which these must follow.
+    batch_size
+        Rows per step; None for all of them, or for those of a loader's batch.
+    total
+        The number of rows of a loader.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the data cannot be those of this program.
+    """
+    if isinstance(data, DataLoader):
+        stream = StreamedRows(data, function, total)
+        arguments = stream.at_hand(batch_size, rows, labels)
+        complete = stream.batch_size >= stream.size
+        return arguments, None if complete else stream
+    if total is not None:
+        raise ValueError(
+            "total needs a DataLoader; arrays say themselves how many rows there are"
+        )
+    arguments = bind(function, data, labels=labels)
+    if batch_size is None:
+        return arguments, None
+    size = _size(arguments, rows)
+    mapped = any(is_mapped(array) for array in arguments.arrays().values())
+    count = max(batch_size, _AT_HAND) + _MORE
+    if size <= count or not (mapped or size > _MANY):
+        return arguments, None
+    names = find_rows(arguments, size, rows, {})
+    if rows is None:
+        _refuse_unequal(arguments, size)
+    index = torch.linspace(0, size - 1, count, dtype=torch.float64).long()
+    arrays = {name: arguments.values[name] for name in names}
+    stored = StoredRows(arrays, size, index)
+    held = replace(arguments, values={**arguments.values, **stored.at(index)})
+    return held, stored
+
+
+def _size(arguments: Arguments, rows: Sequence[str] | None) -> int:
+    """Return how many rows there are, going by the longest array."""
+    lengths = arguments.lengths()
+    if rows is not None and not isinstance(rows, str):
+        named = [lengths[name] for name in rows if name in lengths]
+        if named:
+            return named[0]
+    return max(lengths.values(), default=0)
+
+
+def _refuse_unequal(arguments: Arguments, size: int) -> None:
+    """Refuse an array that is nearly as long as the rows, or kept on disk like them."""
+    for name, length in arguments.lengths().items():
+        long = 2 * length > size or is_mapped(arguments.values[name])
+        if length != size and long:
+            raise ValueError(
+                f"argument '{name}' has {length} entries where the longest array has "
+                f"{size}; give one entry per row each, or name those that are rows, "
+                "for example rows=('x', 'y')"
+            )
