@@ -83,9 +83,9 @@ class Comparison:
 
     def __str__(self) -> str:
         parts = [
-            f"{title}\n{part.to_string(max_rows=_ROWS)}"
+            f"{title}{', continued' if place else ''}\n{part.to_string(max_rows=_ROWS)}"
             for title, table in self._tables()
-            for part in _in_width(table)
+            for place, part in enumerate(_in_width(table))
         ]
         told = [textwrap.fill(each, _WIDTH) for each in [self.caution, *self._told()]]
         return "\n\n".join([*parts, *told])
@@ -134,9 +134,9 @@ class Comparison:
             if bad:
                 told.append(
                     f"{name}: elpd_loo is not to be trusted, for {bad} of "
-                    f"{len(each.k_rows)} rows have a Pareto k of {K_LIMIT} or more: "
-                    "they matter much, or the guide is far off; score held-out rows "
-                    "with data= instead"
+                    f"{len(each.k_rows)} rows {'has' if bad == 1 else 'have'} a Pareto "
+                    f"k of {K_LIMIT} or more: the fit depends much on such rows, or "
+                    "the guide is far off; score held-out rows with data= instead"
                 )
         told += [f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()]
         return told
@@ -329,10 +329,7 @@ def _scores(fit: Fit, fitted: FittedRows, data: Any) -> dict[str, Any]:
 
 
 def _in_width(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield a table in parts that fit a terminal, each with whole fits."""
-    if table.columns.nlevels == 1:
-        yield table
-        return
+    """Yield a table in parts that fit a terminal, each of whole fits or columns."""
     names = list(dict.fromkeys(table.columns.get_level_values(0)))
     while names:
         count = next(

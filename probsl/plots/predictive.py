@@ -233,7 +233,8 @@ def _draw_bands(ax: Axes, drawn: Prediction) -> None:
 
 
 def _draw_bars(ax: Axes, drawn: Prediction) -> None:
-    thick = 3.0 if len(drawn.x) <= _GROUPS else 1.0
+    # The more bars there are, the thinner.
+    thick = 3.0 if len(drawn.x) <= _GROUPS else min(1.0, max(0.4, 100 / len(drawn.x)))
     for prob, (lower, upper) in drawn.bands.items():
         width = thick * (0.8 if prob == max(drawn.bands) else 2.4)
         ax.vlines(
@@ -251,7 +252,7 @@ def _draw_bars(ax: Axes, drawn: Prediction) -> None:
         color=COLORS[0],
         linestyle="none",
         marker="_",
-        markersize=5 * thick,
+        markersize=max(3.0, 5 * thick),
         label=drawn.middle_label,
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from probsl.compare import IN_SPREADS, Comparison, default_reference, movements
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
-from probsl.plots.rows import ROW_LIMIT, WIDTH, finish_rows, height, positions
+from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,8 +134,9 @@ def plot_shrinkage(
     check_axes(ax)
     drawn = shrinkage(fits, reference, sites)
     others = [name for name in drawn.names if name != drawn.reference]
-    rows = len(drawn.moved)
-    with canvas(ax, WIDTH, height(rows, len(others))) as axes:
+    labels = [str(label) for label in drawn.moved.index]
+    rows = len(labels)
+    with canvas(ax, width(labels), height(rows, len(others))) as axes:
         for place, name in enumerate(others):
             y, moved = positions(rows, place, len(others)), drawn.moved[name]
             fit = drawn.names.index(name)
@@ -151,7 +152,7 @@ def plot_shrinkage(
             )
         unit = "standard deviations" if drawn.in_spreads else "the parameter's own unit"
         xlabel = f"moved from {drawn.reference}, in {unit}"
-        finish_rows(axes, list(drawn.moved.index), xlabel, drawn.note)
+        finish_rows(axes, labels, xlabel, drawn.note)
     return axes
 
 
