@@ -213,10 +213,11 @@ def compare(
         if not isinstance(fit, Fit):
             raise TypeError(f"fits['{name}'] is a {type(fit).__name__}, not a Fit")
     reference = default_reference(fits) if reference is None else reference
-    if reference not in fits:
+    if reference not in list(fits):  # whatever it is: a list has no hash
+        known = [str(name) for name in fits]
         raise ValueError(
-            f"reference '{reference}' names none of the fits ({', '.join(fits)})"
-            f"{did_you_mean(str(reference), fits)}"
+            f"reference '{reference}' names none of the fits ({', '.join(known)})"
+            f"{did_you_mean(str(reference), known)}"
         )
     by_site = _by_site(fits)
     by: Literal["site", "element"] = "site" if by_site else "element"

@@ -83,6 +83,9 @@ def prediction(
     """Compute what `plot_predictive` draws; the parameters are the same."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit must be a Fit, got {type(fit).__name__}")
+    for option, name in {"x": x, "y": y, "site": site}.items():
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{option} must be a name, such as 'x[2]', got {name!r}")
     site, part = predicted_site(fit, y, site)
     y = y or observed_argument(fit, site)
     outcome = outcomes(fit, data, y)
@@ -173,7 +176,7 @@ def plot_predictive(
     Raises
     ------
     TypeError
-        If `fit` is no fit, or `ax` no Axes.
+        If `fit` is no fit, a name no text, or `ax` no Axes.
     ValueError
         If `x`, `y` or `site` are unknown or not settled, or the data do not suit the
         program.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probsl.compare import IN_SPREADS, Comparison, default_reference, movements
+from probsl.options import did_you_mean
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
 from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
@@ -164,8 +165,9 @@ def _checked(fits: Mapping[str, Fit], reference: str | None) -> str:
         )
     if reference is None:
         return default_reference(fits)
-    if reference not in fits:
+    if reference not in list(fits):
         raise ValueError(
             f"reference '{reference}' names none of the fits ({', '.join(fits)})"
+            f"{did_you_mean(str(reference), fits)}"
         )
     return reference

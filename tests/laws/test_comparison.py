@@ -347,5 +347,9 @@ def test_what_the_held_out_rows_lack_is_named():
         probsl.compare({"a": fit}, {"x": x})
     with pytest.raises(ValueError, match="y"):
         probsl.compare({"a": fit}, {"x": x, "y": y[:3]})
+    with pytest.raises(ValueError, match=r"reference '\['MAP'\]' names none"):
+        probsl.compare({"MAP": fit}, reference=["MAP"])
+    with pytest.raises(TypeError, match="data must map"):
+        probsl.compare({"MAP": fit}, 3)
     with pytest.raises(ValueError, match="did you mean 'MAP'"):
         probsl.compare({"MAP": fit}, reference="map")

@@ -162,6 +162,31 @@ def test_the_style_is_one_of_matplotlib():
             "prob must lie between 0 and 1",
         ),
         (
+            lambda: probsl.plot_forest(fits_of("linear"), prob="95%"),
+            TypeError,
+            "prob must be a number between 0 and 1, got '95%'",
+        ),
+        (
+            lambda: probsl.plot_shrinkage(fits_of("linear"), "map"),
+            ValueError,
+            "reference 'map' names none of the fits .* did you mean 'MAP'",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, x=0),
+            TypeError,
+            "x must be a name, .* got 0",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, y=1),
+            TypeError,
+            "y must be a name, .* got 1",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, draws=0),
+            ValueError,
+            "draws must be at least 1",
+        ),
+        (
             lambda: probsl.plot_shrinkage(fits_of("linear")["MLE"]),
             ValueError,
             "give at least two",
