@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import html
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from probsl.fit import Fit, log_score
+from probsl.leave_one_out import score_fitted_rows
 from probsl.methods.point import MLE
+from probsl.options import did_you_mean
+from probsl.psis import K_LIMIT
 from probsl.summary import COLUMNS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
+
+    from probsl.leave_one_out import FittedRows
+    from probsl.psis import LeaveOneOut
 
 _HELD_OUT = "held out"
 IN_SPREADS = "moved / sd"
+_LOO = ("elpd_loo", "se_loo", "p_loo", "worst k")
+_RUN = ("status", "steps", "seconds")
+_ORDER = ("status", "log likelihood", "log score", _HELD_OUT, *_LOO, "steps", "seconds")
+# Above this many elements in a fit the tables have one line per site.
+_ELEMENTS = 1000
+# More rows than these are printed in part.
+_ROWS = 60
+# Columns of a terminal.
+_WIDTH = 88
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,15 +49,28 @@ class Comparison:
         Name of the fit that movements are measured from.
     estimates
         One row per parameter, and for each fit the columns ``estimate, sd, lower,
-        upper`` (a column index of two levels). A point has no spread.
+        upper`` (a column index of two levels). A point has no spread. Where a fit has
+        more than 1,000 elements there is one row per site, as `Fit.summary` has them.
     shrinkage
         One row per parameter, and for each other fit the columns ``moved`` (its
         estimate less the reference's) and ``moved / sd`` (in standard deviations:
         the reference's where it has a spread, else those of the first fit with one).
+        In a row of a whole site, ``moved`` is the root mean square of its elements'
+        movements, and the standard deviation their mean one.
     scores
         One row per fit: the status, the log likelihood at the fit's point, the log
-        predictive density of the training rows and, where other data were given,
-        of those, and the cost.
+        predictive density of the training rows (``log score``) and, where other data
+        were given, of those (``held out``); for a distribution the leave-one-out log
+        predictive density ``elpd_loo`` with its standard error ``se_loo``, the
+        effective number of parameters ``p_loo`` and the worst Pareto shape
+        ``worst k`` of its importance weights; and the cost. The
+        standard error is that of one sum; that of the difference of two fits of the
+        same rows is often smaller, and follows from `left_out`.
+    left_out
+        Name -> leave-one-out densities, of the fits that have them: ``elpd_rows`` and
+        ``k_rows`` have one entry per row.
+    notes
+        Name -> why a distribution has no leave-one-out densities.
     """
 
     fits: Mapping[str, Fit]
@@ -46,44 +78,83 @@ class Comparison:
     estimates: pd.DataFrame
     shrinkage: pd.DataFrame
     scores: pd.DataFrame
+    left_out: Mapping[str, LeaveOneOut]
+    notes: Mapping[str, str]
 
     def __str__(self) -> str:
-        parts = [f"{title}\n{table.to_string()}" for title, table in self._tables()]
-        told = [
-            f"{name}: {fit.message}"
-            for name, fit in self.fits.items()
-            if fit.status.name != "CONVERGED"
+        parts = [
+            f"{title}{', continued' if place else ''}\n{part.to_string(max_rows=_ROWS)}"
+            for title, table in self._tables()
+            for place, part in enumerate(_in_width(table))
         ]
-        return "\n\n".join([*parts, self.caution, *told])
+        told = [textwrap.fill(each, _WIDTH) for each in [self.caution, *self._told()]]
+        return "\n\n".join([*parts, *told])
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        parts = [f"<h4>{t}</h4>{table.to_html()}" for t, table in self._tables()]
-        return "".join([*parts, f"<p>{self.caution}</p>"])
+        parts = [
+            f"<h4>{html.escape(title)}</h4>"
+            f'<div style="overflow-x: auto">{table.to_html(max_rows=_ROWS)}</div>'
+            for title, table in self._tables()
+        ]
+        told = [f"<p>{html.escape(t)}</p>" for t in [self.caution, *self._told()]]
+        return "".join([*parts, *told])
 
     @property
     def caution(self) -> str:
-        """Which scores may be compared, in a sentence."""
+        """Which scores may be compared, in sentences."""
+        held_out = _HELD_OUT in self.scores
         problems = [fit.problem for fit in self.fits.values()]
         if len({problem.observed_digest() for problem in problems}) > 1:
-            return "The fits observed different data: their scores cannot be compared."
-        held_out = (
-            ", or held out, which favors none" if _HELD_OUT in self.scores else ""
-        )
+            but = ", but held out can, for it is of the same rows" if held_out else ""
+            return (
+                "The fits observed different data: their scores cannot be compared"
+                f"{but}."
+            )
+        fair = ["held out favors none"] if held_out else []
+        if self.left_out:
+            fair.insert(0, f"elpd_loo favors none where worst k is below {K_LIMIT}")
+        rest = f"; {', and '.join(fair)}" if fair else ""
         return (
             "Compare scores down a column only: log likelihood and log score are of "
-            f"the fitted rows and favor the freer fit{held_out}."
+            f"the fitted rows and favor the freer fit{rest}."
         )
+
+    def _told(self) -> list[str]:
+        """Return sentences about single fits."""
+        told = [
+            f"{name}: {fit.message}"
+            for name, fit in self.fits.items()
+            if fit.status.name != "CONVERGED"
+        ]
+        for name, each in self.left_out.items():
+            bad = int((each.k_rows >= K_LIMIT).sum())
+            if bad:
+                told.append(
+                    f"{name}: elpd_loo is not to be trusted, for {bad} of "
+                    f"{len(each.k_rows)} rows {'has' if bad == 1 else 'have'} a Pareto "
+                    f"k of {K_LIMIT} or more: the fit depends much on such rows, or "
+                    "the guide is far off; score held-out rows with data= instead"
+                )
+        told += [f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()]
+        return told
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Return the tables to print with their titles, their numbers as text."""
         tables = [("Estimates", _side_by_side(self.estimates))]
         if len(self.shrinkage.columns):
-            title = f"Moved from {self.reference}"
+            by_site = _by_site(self.fits)
+            means = ", root mean square over each site" if by_site else ""
+            title = f"Moved from {self.reference}{means}"
             tables.append((title, _side_by_side(self.shrinkage)))
-        return [*tables, ("Scores", _printable(self.scores))]
+        scores, run = (_printable(self.scores[c]) for c in self._score_columns())
+        return [*tables, ("Scores", scores), ("Fits", run)]
+
+    def _score_columns(self) -> tuple[list[str], list[str]]:
+        scores = [c for c in self.scores.columns if c not in _RUN]
+        return scores, list(_RUN)
 
 
 def compare(
@@ -111,7 +182,7 @@ def compare(
     TypeError
         If `fits` is not a mapping of fits.
     ValueError
-        If it is empty, or `reference` names none of them.
+        If it is empty, `reference` names none of them, or `data` do not suit one.
 
     Examples
     --------
@@ -141,22 +212,31 @@ def compare(
     for name, fit in fits.items():
         if not isinstance(fit, Fit):
             raise TypeError(f"fits['{name}'] is a {type(fit).__name__}, not a Fit")
-    tables = {name: fit.summary() for name, fit in fits.items()}
+    reference = default_reference(fits) if reference is None else reference
+    if reference not in list(fits):  # whatever it is: a list has no hash
+        known = [str(name) for name in fits]
+        raise ValueError(
+            f"reference '{reference}' names none of the fits ({', '.join(known)})"
+            f"{did_you_mean(str(reference), known)}"
+        )
+    by_site = _by_site(fits)
+    by: Literal["site", "element"] = "site" if by_site else "element"
+    tables = {name: fit.summary(by=by) for name, fit in fits.items()}
     # The order of the first fit that has a parameter, not the alphabet's.
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
-    scores = pd.DataFrame({n: _scores(f, data) for n, f in fits.items()}).T
-    reference = default_reference(fits) if reference is None else reference
-    if reference not in fits:
-        raise ValueError(
-            f"reference '{reference}' names none of the fits ({', '.join(fits)})"
-        )
+    found = {name: score_fitted_rows(fit) for name, fit in fits.items()}
+    scores = pd.DataFrame({n: _scores(f, found[n], data) for n, f in fits.items()}).T
+    order = [c for c in _ORDER if c in scores]
+    moved = _distances(fits, estimates, reference) if by_site else None
     return Comparison(
         fits=dict(fits),
         reference=reference,
         estimates=estimates,
-        shrinkage=movements(estimates, reference),
-        scores=scores.infer_objects(),
+        shrinkage=movements(estimates, reference, moved),
+        scores=scores[order].infer_objects(),
+        left_out={n: f.left_out for n, f in found.items() if f.left_out is not None},
+        notes={n: f.reason for n, f in found.items() if f.reason},
     )
 
 
@@ -166,10 +246,24 @@ def default_reference(fits: Mapping[str, Fit]) -> str:
     return next(unpenalized, next(iter(fits)))
 
 
-def movements(estimates: pd.DataFrame, reference: str) -> pd.DataFrame:
+def movements(
+    estimates: pd.DataFrame, reference: str, moved: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return how far each fit moved from the reference.
 
-    Both tables are those of a `Comparison`: its estimates, and its shrinkage.
+    Parameters
+    ----------
+    estimates
+        Those of a `Comparison`.
+    reference
+        Name of the fit to measure from.
+    moved
+        How far each other fit moved, if not by the difference of the estimates.
+
+    Returns
+    -------
+    DataFrame
+        The shrinkage of a `Comparison`.
     """
     import pandas as pd
 
@@ -182,27 +276,74 @@ def movements(estimates: pd.DataFrame, reference: str) -> pd.DataFrame:
     columns = {}
     for name in names:
         if name != reference:
-            moved = estimates[name, "estimate"] - estimates[reference, "estimate"]
-            columns[name, "moved"] = moved
-            columns[name, IN_SPREADS] = moved / spread
+            difference = (
+                estimates[name, "estimate"] - estimates[reference, "estimate"]
+                if moved is None
+                else moved[name]
+            )
+            columns[name, "moved"] = difference
+            columns[name, IN_SPREADS] = difference / spread
     index = pd.MultiIndex.from_tuples(columns, names=None) if columns else None
     return pd.DataFrame(columns, index=estimates.index, columns=index)
 
 
-def _scores(fit: Fit, data: Any) -> dict[str, Any]:
-    problem = fit.problem
+def _by_site(fits: Mapping[str, Fit]) -> bool:
+    sizes = [sum(v.numel() for v in fit.point().values()) for fit in fits.values()]
+    return max(sizes) > _ELEMENTS
+
+
+def _distances(
+    fits: Mapping[str, Fit], estimates: pd.DataFrame, reference: str
+) -> pd.DataFrame:
+    """Return the root mean square movement over the elements of each site.
+
+    Means of elements would not do: movements up and down would cancel.
+    """
+    import pandas as pd
+
+    start, columns = fits[reference].point(), {}
+    for name, fit in fits.items():
+        distances = {}
+        rows = fit.summary(by="site").index
+        for label, (site, value) in zip(rows, fit.point().items(), strict=True):
+            if site in start and start[site].shape == value.shape and value.numel():
+                moved = value.double() - start[site].double()
+                distances[label] = float(moved.square().mean().sqrt())
+        columns[name] = pd.Series(distances, dtype=float)
+    return pd.DataFrame(columns).reindex(estimates.index)
+
+
+def _scores(fit: Fit, fitted: FittedRows, data: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"status": fit.status.name}
     row["log likelihood"] = fit.log_likelihood()
-    row["log score"] = (
-        sum(float(log_score(fit, p.arguments).sum()) for p in problem.parts())
-        if problem.has_rows
-        else math.nan
-    )
+    row["log score"] = fitted.log_score
     if data is not None:
         row[_HELD_OUT] = float(log_score(fit, data).sum())
+    if fitted.left_out is not None:
+        row["elpd_loo"] = fitted.left_out.elpd
+        row["se_loo"] = fitted.left_out.se
+        row["p_loo"] = fitted.left_out.p
+        row["worst k"] = fitted.left_out.worst_k
     row["steps"] = fit.steps
     row["seconds"] = fit.seconds
     return row
+
+
+def _in_width(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield a table in parts that fit a terminal, each of whole fits or columns."""
+    names = list(dict.fromkeys(table.columns.get_level_values(0)))
+    while names:
+        count = next(
+            n
+            for n in range(len(names), 0, -1)
+            if n == 1 or _width(table[names[:n]]) <= _WIDTH
+        )
+        yield table[names[:count]]
+        names = names[count:]
+
+
+def _width(table: pd.DataFrame) -> int:
+    return max(map(len, table.to_string(max_rows=_ROWS).splitlines()))
 
 
 def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:

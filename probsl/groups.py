@@ -98,6 +98,7 @@ def collect(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Groups:
             f"{type(fit).__name__}"
         )
     draws = whole_number("draws", draws)
+    seed = whole_number("seed", seed, least=0)
     fit = replace(fit, problem=fit.problem.complete())
     collector = _Collector(fit, draws, seed)
     predicted, unpredicted = collector.predictive()

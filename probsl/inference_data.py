@@ -7,13 +7,14 @@ it runs wherever arviz does.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from probsl.fit import Fit
 
@@ -96,7 +97,8 @@ def to_arviz(
     Raises
     ------
     TypeError
-        If `fit` is no fit, or `dims` gives a variable one text instead of names.
+        If `fit` is no fit, `dims` or `coords` are no mappings, or `dims` gives a
+        variable one text instead of names.
     ValueError
         If `dims` or `coords` name what the fit does not have, or do not have the
         length of what they name, or if a site is called "chain" or "draw".
@@ -166,6 +168,8 @@ def from_groups(
         See `to_arviz`.
     """
     dims, coords, attrs = dims or {}, coords or {}, attrs or {}
+    _check_mapping("dims", dims, "variables to names of their axes, {'w': ['column']}")
+    _check_mapping("coords", coords, "dimensions to labels, {'column': ['a', 'b']}")
     taken = _taken(arrays)
     _check_dims(arrays, dims, taken)
     named = {
@@ -273,6 +277,11 @@ def _sizes(named: Mapping[str, Mapping[str, Named]]) -> dict[str, int]:
     return {dim: size for dim, (_, size) in first.items()}
 
 
+def _check_mapping(option: str, value: Any, what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{option} must map {what}, got {value!r}")
+
+
 def _check_dims(
     arrays: Arrays, dims: Mapping[str, Sequence[str]], taken: Collection[str]
 ) -> None:
@@ -283,7 +292,8 @@ def _check_dims(
                 f"dims names '{name}', which is no variable of the fit; those are "
                 f"{', '.join(known)}"
             )
-        if isinstance(given, str) or not all(isinstance(g, str) for g in given):
+        # One text and one number have no axes.
+        if np.ndim(given) == 0 or not all(isinstance(g, str) for g in given):
             raise TypeError(
                 f"dims['{name}'] must be a list of names, such as ['column'], got "
                 f"{given!r}"
@@ -315,8 +325,14 @@ def _check_coords(
                 f"coords names '{dim}', which is no dimension of the fit; those are "
                 f"{', '.join(sizes)}"
             )
-        if isinstance(labels, str) or len(labels) != sizes[dim]:
-            count = 1 if isinstance(labels, str) else len(labels)
+        shape = np.shape(np.asarray(labels))
+        if len(shape) > 1:
+            raise ValueError(
+                f"coords['{dim}'] has {len(shape)} axes, but labels are a list of "
+                "texts or numbers; give one per entry"
+            )
+        if shape != (sizes[dim],):
+            count = shape[0] if shape else 1
             raise ValueError(
                 f"coords['{dim}'] has length {count}, but the dimension has "
                 f"{sizes[dim]} entries; give each of them a label"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Elements that one vectorized pass may hold per site, to bound its memory.
 _CHUNK_ELEMENTS = 4_000_000
+# Log densities held at a time.
+_HELD_ELEMENTS = 20_000_000
 
 Draws = dict[str, Tensor]
 
@@ -236,10 +238,17 @@ def log_score_rows(
         _check_group_sizes(problem, values)
         return {"row": problem.log_likelihood_rows(values, own)}
 
+    # The log densities of some draws at a time: those of all may not fit in memory.
+    step, sums = max(1, _HELD_ELEMENTS // max(problem.size, 1)), []
     evaluating = problem.program.evaluating()
     with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
-        rows = map_draws(score, kept, count, problem.size)["row"]
-    return torch.logsumexp(rows, 0) - math.log(count)
+        for start in range(0, count, step):
+            part = {name: value[start : start + step] for name, value in kept.items()}
+            length = min(step, count - start)
+            rows = map_draws(score, part, length, problem.size)["row"]
+            sums.append(torch.logsumexp(rows, 0))
+            sums = [torch.logsumexp(torch.stack(sums), 0)]
+    return sums[0] - math.log(count)
 
 
 def map_draws(

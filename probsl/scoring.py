@@ -271,10 +271,21 @@ def total(terms: Mapping[str, tuple[Tensor, int | None]]) -> Tensor:
 
 
 def by_row(terms: Mapping[str, tuple[Tensor, int | None]]) -> Tensor:
-    """Add up, row by row, the log density terms that run over the rows."""
+    """Add up, row by row, the log density terms that run over the rows.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
     rows = []
     for term, axis in terms.values():
         if axis is not None:
             others = [i for i in range(term.dim()) if i != axis % term.dim()]
             rows.append(term.sum(others) if others else term)
+    if not rows:
+        raise ValueError(
+            "the rows share a discrete latent that is summed out, so none has a log "
+            "likelihood of its own; put that latent into the data plate"
+        )
     return torch.stack(rows).sum(0)

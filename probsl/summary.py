@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,11 +44,15 @@ def summarize(
 
     Raises
     ------
+    TypeError
+        If `prob` is no number.
     ValueError
         If `prob` is not between 0 and 1.
     """
     import pandas as pd
 
+    if not isinstance(prob, Real):
+        raise TypeError(f"prob must be a number between 0 and 1, got {prob!r}")
     if not 0 < prob < 1:
         raise ValueError(f"prob must lie between 0 and 1, got {prob}")
     tail = (1 - prob) / 2

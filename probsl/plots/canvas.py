@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -119,15 +120,38 @@ def dashes(position: int) -> str:
     return DASHES[position % len(DASHES)]
 
 
+def legend_lines(names: Sequence[str], width: float) -> int:
+    """Return how many lines a legend of names takes, in a width in inches.
+
+    Examples
+    --------
+    >>> from probsl.plots.canvas import legend_lines
+    >>> legend_lines(["MLE", "MAP", "SVI"], 4.0), legend_lines(["MLE"] * 12, 4.0)
+    (1, 3)
+    """
+    return math.ceil(len(names) / _legend_columns(names, width))
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    # Letters are guessed, in inches.
+    widths = [0.06 * len(name) + 0.5 for name in names]
+    fits = len(names) if sum(widths) <= width else int(width / max(widths))
+    return max(1, fits)
+
+
 def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
     """Put the legend over the axes, where it hides no data."""
     found = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
     if not found:
         return
-    # A legend wider than the axes would squeeze them; letters are guessed, in inches.
-    widths = [0.06 * len(str(handle.get_label())) + 0.5 for handle in found]
-    width = ax.get_window_extent().width / ax.figure.dpi
-    fits = len(found) if sum(widths) <= width else int(width / max(widths))
+    # A legend wider than the axes would squeeze them.
+    # The layout, which is still to come, takes the room of the axes' own labels.
+    letters = max((len(t.get_text()) for t in ax.get_yticklabels()), default=0)
+    width = min(
+        ax.get_window_extent().width / ax.figure.dpi,
+        ax.figure.get_window_extent().width / ax.figure.dpi - 0.075 * letters - 0.3,
+    )
+    names = [str(handle.get_label()) for handle in found]
     ax.legend(
         handles=found,
         loc="lower left",
@@ -135,5 +159,5 @@ def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
         borderaxespad=0.2,
         columnspacing=1.2,
         frameon=False,
-        ncols=max(1, fits),
+        ncols=_legend_columns(names, width),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
-from probsl.plots.rows import ROW_LIMIT, WIDTH, finish_rows, height, positions
+from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def plot_forest(
     check_axes(ax)
     drawn = forest(fits, prob, sites)
     rows, count = len(drawn.labels), len(drawn.tables)
-    with canvas(ax, WIDTH, height(rows, count)) as axes:
+    with canvas(ax, width(drawn.labels), height(rows, count)) as axes:
         intervals = False
         for position, (name, table) in enumerate(drawn.tables.items()):
             look = color(position)

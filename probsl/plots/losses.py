@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probsl.plots.canvas import canvas, check_axes, color, legend_above
+from probsl.plots.canvas import canvas, check_axes, color, dashes, legend_above
 from probsl.plots.elements import Fits, named_fits
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ _MANY_TIMES = 5
 _WINDOWS = 50
 # Nats: less matters to no one.
 _NOTHING = 1e-7
+# The scale of losses shows at least this ratio, so that there are ticks on it.
+_SPAN = 1e3
 # Fits that went up at this share of their steps are noisy.
 _NOISY = 0.2
 
@@ -79,7 +81,7 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
     own lowest value, which the legend tells. The lowest point itself has no place on
     the log scale, which ends at 1e-7 nats. A line that falls that low has converged.
     One of noisy steps levels off at its noise; a thick line is its mean over windows
-    of steps.
+    of steps. A fit that began at its lowest is a triangle at the bottom.
 
     Parameters
     ----------
@@ -119,9 +121,13 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
         for position, (name, descent) in enumerate(drawn.items()):
             noisy = len(descent.trend[0]) > 0
             label = f"{name} (lowest {descent.lowest:.6g})"
+            if not (descent.gap > _NOTHING).any():
+                _draw_at_the_bottom(axes, descent, color(position), label)
+                continue
             axes.plot(
                 descent.steps,
                 descent.gap,
+                linestyle="-" if noisy else dashes(position),
                 color=color(position),
                 linewidth=0.6 if noisy else 1.4,
                 alpha=0.4 if noisy else 1.0,
@@ -132,18 +138,33 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
                 axes.plot(
                     *descent.trend, color=color(position), linewidth=1.8, label=label
                 )
-        lengths = [len(d.steps) for d in drawn.values()]
+        lengths = [len(d.steps) for d in drawn.values() if len(d.steps) > 1] or [1]
         axes.set_xscale(
             "log" if max(lengths) > _MANY_TIMES * min(lengths) else "linear"
         )
         if axes.get_xscale() == "linear":
             axes.locator_params(axis="x", integer=True)
         axes.set_yscale("log")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], _NOTHING))
+        low, high = axes.get_ylim()
+        axes.set_ylim(bottom=max(min(low, high / _SPAN), _NOTHING))
         axes.set_xlabel("step")
         axes.set_ylabel("loss above its lowest (nats)")
         legend_above(axes)
     return axes
+
+
+def _draw_at_the_bottom(ax: Axes, descent: Descent, look: str, label: str) -> None:
+    """Mark a fit that never was above its lowest, which the log scale cannot show."""
+    ax.plot(
+        descent.steps[:1],
+        [0.0],
+        color=look,
+        linestyle="none",
+        marker="v",
+        clip_on=False,
+        transform=ax.get_xaxis_transform(),
+        label=label,
+    )
 
 
 def _trend(

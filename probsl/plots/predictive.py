@@ -83,6 +83,9 @@ def prediction(
     """Compute what `plot_predictive` draws; the parameters are the same."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit must be a Fit, got {type(fit).__name__}")
+    for option, name in {"x": x, "y": y, "site": site}.items():
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{option} must be a name, such as 'x[2]', got {name!r}")
     site, part = predicted_site(fit, y, site)
     y = y or observed_argument(fit, site)
     outcome = outcomes(fit, data, y)
@@ -173,7 +176,7 @@ def plot_predictive(
     Raises
     ------
     TypeError
-        If `fit` is no fit, or `ax` no Axes.
+        If `fit` is no fit, a name no text, or `ax` no Axes.
     ValueError
         If `x`, `y` or `site` are unknown or not settled, or the data do not suit the
         program.
@@ -233,7 +236,8 @@ def _draw_bands(ax: Axes, drawn: Prediction) -> None:
 
 
 def _draw_bars(ax: Axes, drawn: Prediction) -> None:
-    thick = 3.0 if len(drawn.x) <= _GROUPS else 1.0
+    # The more bars there are, the thinner.
+    thick = 3.0 if len(drawn.x) <= _GROUPS else min(1.0, max(0.4, 100 / len(drawn.x)))
     for prob, (lower, upper) in drawn.bands.items():
         width = thick * (0.8 if prob == max(drawn.bands) else 2.4)
         ax.vlines(
@@ -251,7 +255,7 @@ def _draw_bars(ax: Axes, drawn: Prediction) -> None:
         color=COLORS[0],
         linestyle="none",
         marker="_",
-        markersize=5 * thick,
+        markersize=max(3.0, 5 * thick),
         label=drawn.middle_label,
     )
 

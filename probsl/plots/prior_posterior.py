@@ -15,6 +15,7 @@ from probsl.plots.canvas import (
     color,
     dashes,
     legend_above,
+    legend_lines,
 )
 from probsl.plots.elements import Element, Fits, choose, named_fits
 from probsl.plots.priors import Priors, priors
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
 
 _PANEL_LIMIT = 12
 _COLUMNS = 3
+# Labels of more letters than these are shortened.
+_LETTERS = 26
 _DRAWS = 4000
 _BINS = 30
 _GRID = 401
 # A panel is at most this many times as wide as the draws: the tails of a vague
 # prior, or a point that ran off, would squeeze everything else into a line.
-_WIDEST = 5.0
+_WIDEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def plot_prior_posterior(
     drawn, note = panels(fits, sites)
     order = list(named_fits(fits))
     rows = math.ceil(len(drawn) / _COLUMNS)
-    size = (4.8, 3.2) if len(drawn) == 1 else (7.2, 0.4 + 1.6 * rows)
+    lines = legend_lines([*order, "prior"], 4.4 if len(drawn) == 1 else 7.0)
+    size = (4.8, 3.0) if len(drawn) == 1 else (7.2, 0.2 + 1.6 * rows)
+    size = (size[0], size[1] + 0.2 * lines)
     with canvas(ax, *size) as axes:
         frames = [axes] if len(drawn) == 1 else _grid(axes, len(drawn))
         for frame, panel in zip(frames, drawn, strict=True):
@@ -228,9 +233,12 @@ def _grid(ax: Axes, count: int) -> list[Axes]:
 
 
 def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
+    several = len(panel.histograms) > 1
     for name, (edges, density) in panel.histograms.items():
-        look = color(order.index(name))
-        ax.stairs(density, edges, fill=True, color=look, alpha=0.45, label=name)
+        look, alpha = color(order.index(name)), 0.2 if several else 0.45
+        ax.stairs(density, edges, fill=True, color=look, alpha=alpha, label=name)
+        if several:  # where they overlap, their edges tell them apart
+            ax.stairs(density, edges, color=look, linewidth=1.0)
     if panel.prior is not None:
         ax.plot(*panel.prior, color=GRAY, linewidth=1.6, label="prior")
     if panel.prior_histogram is not None:
@@ -244,7 +252,13 @@ def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
     ax.spines[["left", "right", "top"]].set_visible(False)
     ax.locator_params(axis="x", nbins=5)
     ax.tick_params(labelsize=8)
-    ax.set_xlabel(panel.label, labelpad=1.5)
+    ax.set_xlabel(_short(panel.label), labelpad=1.5)
+
+
+def _short(label: str) -> str:
+    """Leave out the middle of a label that is wider than a panel."""
+    keep = _LETTERS // 2
+    return label if len(label) <= _LETTERS else f"{label[:keep]}…{label[-keep:]}"
 
 
 def _draw_point(

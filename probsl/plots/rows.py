@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 # How many rows a figure has where the user names no sites.
 ROW_LIMIT = 40
-# Inches.
-WIDTH = 6.4
+# Inches; labels up to so many letters have room in a figure of that width.
+_WIDTH, _LETTERS = 6.4, 18
+_LETTER = 0.075
+_WIDEST = 12.0
 _FIT_HEIGHT = 0.1
 _ROW_GAP = 0.12
 _MARGINS = 1.0
@@ -26,6 +29,19 @@ _MARGINS = 1.0
 def height(rows: int, fits: int) -> float:
     """Return the height of a figure with these rows, in inches."""
     return _MARGINS + rows * (_ROW_GAP + _FIT_HEIGHT * fits)
+
+
+def width(labels: Sequence[str]) -> float:
+    """Return the width of a figure with these labels, in inches.
+
+    Examples
+    --------
+    >>> from probsl.plots.rows import width
+    >>> width(["w[0]"]), width(["w[0]", "a_site_with_a_name_of_forty_letters_here"])
+    (6.4, 8.05)
+    """
+    longest = max(map(len, labels), default=0)
+    return min(_WIDTH + _LETTER * max(0, longest - _LETTERS), _WIDEST)
 
 
 def positions(rows: int, fit: int, fits: int) -> NDArray[np.float64]:
@@ -52,5 +68,6 @@ def finish_rows(ax: Axes, labels: Sequence[str], xlabel: str, note: str) -> None
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"{xlabel}\n({note})" if note else xlabel)
+    told = textwrap.fill(xlabel, 60)
+    ax.set_xlabel(f"{told}\n({note})" if note else told)
     legend_above(ax)

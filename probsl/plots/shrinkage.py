@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probsl.compare import IN_SPREADS, Comparison, default_reference, movements
+from probsl.options import did_you_mean
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
-from probsl.plots.rows import ROW_LIMIT, WIDTH, finish_rows, height, positions
+from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,8 +135,9 @@ def plot_shrinkage(
     check_axes(ax)
     drawn = shrinkage(fits, reference, sites)
     others = [name for name in drawn.names if name != drawn.reference]
-    rows = len(drawn.moved)
-    with canvas(ax, WIDTH, height(rows, len(others))) as axes:
+    labels = [str(label) for label in drawn.moved.index]
+    rows = len(labels)
+    with canvas(ax, width(labels), height(rows, len(others))) as axes:
         for place, name in enumerate(others):
             y, moved = positions(rows, place, len(others)), drawn.moved[name]
             fit = drawn.names.index(name)
@@ -151,7 +153,7 @@ def plot_shrinkage(
             )
         unit = "standard deviations" if drawn.in_spreads else "the parameter's own unit"
         xlabel = f"moved from {drawn.reference}, in {unit}"
-        finish_rows(axes, list(drawn.moved.index), xlabel, drawn.note)
+        finish_rows(axes, labels, xlabel, drawn.note)
     return axes
 
 
@@ -163,8 +165,9 @@ def _checked(fits: Mapping[str, Fit], reference: str | None) -> str:
         )
     if reference is None:
         return default_reference(fits)
-    if reference not in fits:
+    if reference not in list(fits):
         raise ValueError(
             f"reference '{reference}' names none of the fits ({', '.join(fits)})"
+            f"{did_you_mean(str(reference), fits)}"
         )
     return reference

@@ -33,4 +33,4 @@ fi
 
 # The settings and fixtures of the other tests need torch.
 OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -c tests/arviz1/pytest.ini --rootdir=. \
-    --noconftest "$@" tests/unit/test_inference_data.py
+    --noconftest "$@" tests/unit/test_inference_data.py tests/unit/test_psis.py

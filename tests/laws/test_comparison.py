@@ -2,14 +2,24 @@
 
 import math
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from methods import METHODS, Pair, fitted
-from programs import problem
+from programs import PARALLEL, problem
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 import probsl
+from probsl.psis import leave_one_out
 
 CASES = ["linear", "own parameters", "noncentered groups", "one joint observation"]
 EXACT = [m for m in METHODS if m not in ("MAP Adam", "SVI Adam", "SVI full rank")]
+
+
+def unwrapped(text):
+    return " ".join(str(text).split())
 
 
 def fits_of(name):
@@ -103,7 +113,7 @@ def test_a_comparison_prints_itself(name):
         assert method in page
         # What did not converge says what to do.
         converged = fit.status is probsl.Status.CONVERGED
-        assert (f"{method}: {fit.message}" in text) is not converged
+        assert (f"{method}: {fit.message}" in unwrapped(text)) is not converged
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -123,3 +133,223 @@ def test_what_is_no_fit_is_refused():
         probsl.compare({"a": fit.point()})
     with pytest.raises(ValueError, match="reference 'c'"):
         probsl.compare({"a": fit}, reference="c")
+
+
+def regression(x, y=None):
+    w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[1]), 2.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def correlated(rows=30, apart=2.0):
+    """Two columns with a part in common, so that their posterior is correlated."""
+    random = np.random.default_rng(0)
+    first = random.standard_normal(rows)
+    x = np.stack([first, first + apart * random.standard_normal(rows)], 1)
+    return {"x": x, "y": x @ [1.0, -0.5] + random.standard_normal(rows)}
+
+
+def exact_left_out(data, weights=None, prior_weight=1.0):
+    """Log predictive density of each row given the others: Normal, in closed form."""
+    x, y = data["x"], data["y"]
+    weights = np.ones(len(y)) if weights is None else weights
+    found = []
+    for row in range(len(y)):
+        rest = np.where(np.arange(len(y)) == row, 0.0, weights)
+        precision = (x.T * rest) @ x + prior_weight * np.eye(2) / 4
+        mean = x[row] @ np.linalg.solve(precision, x.T @ (rest * y))
+        variance = 1 + x[row] @ np.linalg.solve(precision, x[row])
+        found.append(-0.5 * np.log(2 * np.pi * variance))
+        found[-1] -= 0.5 * (y[row] - mean) ** 2 / variance
+    return np.array(found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("prior_weight", [1.0, 0.2])
+@pytest.mark.parametrize("guide", [AutoMultivariateNormal, AutoNormal])
+def test_leaving_one_row_out_is_the_closed_form(guide, prior_weight, weighted):
+    """Under any guide, prior weight and row weights."""
+    data = correlated()
+    weights = 1.0 + np.arange(30) % 3 if weighted else None
+    method = probsl.SVI(guide, prior_weight=prior_weight)
+    fit = probsl.fit(regression, data, method, weights=weights)
+    comparison = probsl.compare({"SVI": fit})
+    found = comparison.left_out["SVI"]
+    exact = exact_left_out(data, weights, prior_weight)
+    # 1000 draws: an error of 0.01 in a row is typical, and 30 are looked at.
+    np.testing.assert_allclose(found.elpd_rows, exact, atol=0.08)
+    assert found.elpd == pytest.approx(exact.sum(), abs=0.25)
+    line = comparison.scores.loc["SVI"]
+    assert line["elpd_loo"] == found.elpd
+    assert line["se_loo"] == found.se
+    assert line["p_loo"] == found.p
+    assert line["worst k"] == found.worst_k == found.k_rows.max()
+    assert comparison.notes == {}
+
+
+def test_a_guide_that_is_too_narrow_is_corrected_for():
+    data = correlated(apart=1.0)
+    fit = probsl.fit(regression, data, probsl.SVI(AutoNormal))
+    exact = exact_left_out(data)
+    rows = probsl.to_arviz(fit, draws=1000).log_likelihood["y"].values[0]
+    plain = leave_one_out(rows)
+    corrected = probsl.compare({"SVI": fit}).left_out["SVI"]
+    errors = [np.abs(f.elpd_rows - exact).mean() for f in (plain, corrected)]
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_draws_and_weights_are_those_that_arviz_is_given():
+    fit = fitted(Pair("SVI AutoNormal", problem("linear")))
+    data = probsl.to_arviz(fit, draws=1000, seed=0)
+    stats = data.sample_stats
+    ratio = (stats["log_p"] - stats["log_q"]).values[0]
+    expected = leave_one_out(data.log_likelihood["y"].values[0], ratio)
+    found = probsl.compare({"SVI": fit}).left_out["SVI"]
+    np.testing.assert_allclose(found.elpd_rows, expected.elpd_rows, atol=1e-9)
+    np.testing.assert_allclose(found.k_rows, expected.k_rows, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "mixed model", "local scales", "simplex"])
+def test_distributions_can_leave_rows_out_and_points_cannot(name):
+    fits = {m: fitted(Pair(m, problem(name))) for m in ("MAP", "SVI AutoNormal")}
+    comparison = probsl.compare(fits)
+    assert set(comparison.left_out) == {"SVI AutoNormal"}
+    loo = ["elpd_loo", "se_loo", "p_loo", "worst k"]
+    assert comparison.scores.loc["MAP", loo].isna().all()
+    assert comparison.scores.loc["SVI AutoNormal", loo[:3]].notna().all()
+    assert "elpd_loo favors none where worst k is below 0.7" in comparison.caution
+    told = "elpd_loo is not to be trusted" in unwrapped(comparison)
+    assert told == (comparison.scores.loc["SVI AutoNormal", "worst k"] >= 0.7)
+
+
+def shared_switch(y=None):
+    switch = pyro.sample("switch", dist.Bernoulli(0.3), infer=PARALLEL)
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.Normal(mu + switch, 1.0), obs=y)
+
+
+def test_where_rows_cannot_be_left_out_it_says_why(monkeypatch):
+    joint = fitted(Pair("SVI AutoNormal", problem("one joint observation")))
+    said = "SVI has no elpd_loo: site 'y' has no rows to tell apart; put"
+    assert said in unwrapped(probsl.compare({"SVI": joint}))
+    switched = probsl.fit(shared_switch, {"y": torch.ones(6)}, probsl.MAP())
+    comparison = probsl.compare({"MAP": switched})
+    assert "rows share a discrete latent" in comparison.notes["MAP"]
+    assert math.isnan(comparison.scores.loc["MAP", "log score"])
+    with pytest.raises(ValueError, match="rows share a discrete latent"):
+        probsl.log_score(switched, {"y": torch.ones(6)})
+    constant = probsl.fit(regression, correlated(), probsl.SVI(AutoDelta))
+    assert probsl.compare({"a": constant}).notes == {"a": "all its draws are the same"}
+    weighted = probsl.fit(
+        problem("local scales").program,
+        problem("local scales").data,
+        probsl.SVI(AutoNormal, max_steps=5),
+        weights=[2.0] * 12,
+    )
+    comparison = probsl.compare({"a": weighted})
+    assert "weights and latents of their own" in comparison.notes["a"]
+
+    fit = fitted(Pair("SVI AutoNormal", problem("linear")))
+    score = probsl.compare({"SVI": fit}).scores["log score"]
+    monkeypatch.setattr("probsl.leave_one_out._WEIGHED", 11_999)
+    monkeypatch.setattr("probsl.predict._HELD_ELEMENTS", 120)
+    comparison = probsl.compare({"SVI": fit})
+    assert comparison.notes["SVI"].startswith("1,000 draws of 12 rows are too many")
+    assert "elpd_loo" not in comparison.scores
+    assert comparison.scores["log score"]["SVI"] == pytest.approx(score["SVI"])
+
+
+def test_an_outlier_has_a_k_that_is_told():
+    data = correlated()
+    data["y"][3] += 40.0
+    data["x"][3] *= 10.0
+    fit = probsl.fit(regression, data, probsl.SVI(AutoMultivariateNormal))
+    comparison = probsl.compare({"SVI": fit})
+    assert comparison.scores.loc["SVI", "worst k"] >= 0.7
+    k = comparison.left_out["SVI"].k_rows
+    assert np.argmax(k) == 3
+    said = f"SVI: elpd_loo is not to be trusted, for {(k >= 0.7).sum()} of 30 rows"
+    assert said in unwrapped(comparison)
+
+
+def test_fits_of_different_data_are_not_to_be_compared():
+    data = correlated()
+    fits = {
+        n: probsl.fit(regression, {k: v[r] for k, v in data.items()}, probsl.MAP())
+        for n, r in {"a": slice(20), "b": slice(10, None)}.items()
+    }
+    assert probsl.compare(fits).caution == (
+        "The fits observed different data: their scores cannot be compared."
+    )
+    assert "but held out can" in probsl.compare(fits, data).caution
+
+
+def network(x, y=None):
+    w = pyro.sample("w", dist.Normal(x.new_zeros(1, 1200), 1.0).to_event(2))
+    b = pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        mean = (x[:, None] * w).sum(1) / 100 + b
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_above_a_thousand_elements_there_is_one_row_per_site():
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    data = {"x": x, "y": 2 * x + 1}
+    start = {"w": torch.ones(1, 1200), "b": 0.0}
+    fits = {
+        "MLE": probsl.fit(network, data, probsl.MLE(max_steps=1, start=start)),
+        "MAP": probsl.fit(network, data, probsl.MAP(max_steps=5)),
+        "SVI": probsl.fit(network, data, probsl.SVI(AutoNormal, max_steps=5)),
+        "few": probsl.fit(regression, correlated(), probsl.MAP()),
+    }
+    comparison = probsl.compare(fits)
+    assert list(comparison.estimates.index) == ["w [1, 1200]", "b []", "w [2]"]
+    moved = comparison.shrinkage.loc["w [1, 1200]"]
+    points = {name: fit.point()["w"].numpy() for name, fit in fits.items()}
+    expected = np.sqrt(((points["MAP"] - points["MLE"]) ** 2).mean())
+    sd = comparison.estimates.loc["w [1, 1200]", ("SVI", "sd")]
+    assert moved["MAP", "moved"] == pytest.approx(expected)
+    assert moved["MAP", "moved / sd"] == pytest.approx(expected / sd)
+    assert np.isnan(moved["few", "moved"])
+    assert comparison.shrinkage.loc["w [2]"].isna().all()
+    assert "Moved from MLE, root mean square over each site" in str(comparison)
+
+
+def test_a_comparison_fits_a_terminal():
+    fits = fits_of("linear")
+    many = {f"{name} {i}": fit for i in range(4) for name, fit in fits.items()}
+    text = str(probsl.compare(many, problem("linear").data))
+    assert max(map(len, text.splitlines())) <= 100
+    for name in many:
+        assert name in text
+
+
+def test_many_parameters_are_printed_in_part():
+    random = np.random.default_rng(0)
+    x = random.standard_normal((20, 300))
+    fit = probsl.fit(regression, {"x": x, "y": x[:, 0]}, probsl.MAP())
+    text = str(probsl.compare({"a": fit, "b": fit}))
+    assert len(text.splitlines()) < 160
+
+
+def test_names_are_no_markup():
+    fit = fitted(Pair("MAP", problem("linear")))
+    page = probsl.compare({"<b>": fit, "w < 1": fit})._repr_html_()
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_what_the_held_out_rows_lack_is_named():
+    fit = fitted(Pair("MAP", problem("linear")))
+    x, y = problem("linear").data["x"], problem("linear").data["y"]
+    with pytest.raises(ValueError, match="'y'"):
+        probsl.compare({"a": fit}, {"x": x})
+    with pytest.raises(ValueError, match="y"):
+        probsl.compare({"a": fit}, {"x": x, "y": y[:3]})
+    with pytest.raises(ValueError, match=r"reference '\['MAP'\]' names none"):
+        probsl.compare({"MAP": fit}, reference=["MAP"])
+    with pytest.raises(TypeError, match="data must map"):
+        probsl.compare({"MAP": fit}, 3)
+    with pytest.raises(ValueError, match="did you mean 'MAP'"):
+        probsl.compare({"MAP": fit}, reference="map")

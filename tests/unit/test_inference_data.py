@@ -179,6 +179,15 @@ def test_scopes_are_no_groups():
         ({"coords": {"v": [1]}}, ValueError, "coords names 'v', which is no dimension"),
         ({"coords": {"groups": [1]}}, ValueError, "length 1, but .* 3 entries"),
         ({"coords": {"groups": "abc"}}, ValueError, "length 1, but .* 3 entries"),
+        ({"coords": {"groups": 3}}, ValueError, "length 1, but .* 3 entries"),
+        (
+            {"coords": {"groups": [["a"], ["b"], ["c"]]}},
+            ValueError,
+            "coords\\['groups'\\] has 2 axes, .* give one per entry",
+        ),
+        ({"dims": {"w": 3}}, TypeError, "dims\\['w'\\] must be a list of names"),
+        ({"dims": ["column"]}, TypeError, "dims must map variables to names"),
+        ({"coords": ["a"]}, TypeError, "coords must map dimensions to labels"),
     ],
 )
 def test_a_wrong_name_or_length_gets_a_sentence(options, error, sentence):

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import cache, partial
+from itertools import pairwise
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -159,6 +160,31 @@ def test_the_style_is_one_of_matplotlib():
             lambda: probsl.plot_forest(fits_of("linear"), prob=95),
             ValueError,
             "prob must lie between 0 and 1",
+        ),
+        (
+            lambda: probsl.plot_forest(fits_of("linear"), prob="95%"),
+            TypeError,
+            "prob must be a number between 0 and 1, got '95%'",
+        ),
+        (
+            lambda: probsl.plot_shrinkage(fits_of("linear"), "map"),
+            ValueError,
+            "reference 'map' names none of the fits .* did you mean 'MAP'",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, x=0),
+            TypeError,
+            "x must be a name, .* got 0",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, y=1),
+            TypeError,
+            "y must be a name, .* got 1",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, draws=0),
+            ValueError,
+            "draws must be at least 1",
         ),
         (
             lambda: probsl.plot_shrinkage(fits_of("linear")["MLE"]),
@@ -570,3 +596,65 @@ def test_one_of_several_outcomes_is_chosen_by_its_column():
     assert drawn.observed[1] == pytest.approx(np.asarray(data["y"])[:, 1])
     with pytest.raises(ValueError, match=r"2 columns; name one of them, from 'y\[0\]'"):
         choose("y")
+
+
+def long_names(x, y=None):
+    prior = dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1)
+    w = pyro.sample("coefficients_of_socioeconomic_background_variables", prior)
+    with pyro.plate("observations", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+@cache
+def long_fits():
+    data = problem("linear").data
+    methods = {
+        "maximum likelihood estimation": probsl.MLE(),
+        "maximum a posteriori, normal prior": probsl.MAP(),
+        "stochastic variational inference, full rank": probsl.SVI(),
+    }
+    return {n: probsl.fit(long_names, data, m) for n, m in methods.items()}
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        probsl.plot_forest,
+        probsl.plot_shrinkage,
+        probsl.plot_losses,
+        probsl.plot_prior_posterior,
+    ],
+)
+def test_long_names_are_neither_cut_off_nor_on_top_of_each_other(plot):
+    axes = plot(long_fits())
+    figure = axes.figure
+    figure.canvas.draw()
+    frame = figure.bbox
+    frames = axes.child_axes or [axes]
+    labels = [f.xaxis.label.get_window_extent() for f in frames]
+    legend = axes.get_legend().get_window_extent()
+    ticks = [t for t in axes.get_yticklabels() if "coefficients" in t.get_text()]
+    for box in (*labels, legend, *(t.get_window_extent() for t in ticks)):
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 < box.y1 <= frame.y1
+    for one, other in pairwise(labels):
+        assert not one.overlaps(other)
+    plt.close(figure)
+
+
+def test_a_fit_that_began_at_its_lowest_is_a_mark_at_the_bottom(ax):
+    fit = fits_of("linear")["MAP"]
+    still = probsl.Fit(**{**vars(fit), "losses": fit.losses[-1:]})
+    probsl.plot_losses({"still": still, "MAP": fit}, ax=ax)
+    mark = ax.lines[0]
+    assert (mark.get_marker(), mark.get_xdata(), mark.get_ydata()) == ("v", [1], [0])
+    assert ax.get_xscale() == "linear", "a length of one is none"
+    low, high = ax.get_ylim()
+    assert high / low >= 1e3
+
+
+def test_overlapping_posteriors_have_edges_of_their_own(ax):
+    fit = fits_of("linear")["SVI"]
+    probsl.plot_prior_posterior({"one": fit, "two": fit}, ["sigma"], ax=ax)
+    filled = [p.get_fill() for p in ax.patches]
+    assert sorted(filled) == [False, False, True, True]

@@ -371,6 +371,8 @@ def test_the_same_seed_gives_the_same_groups_and_leaves_no_trace():
     [
         ({"draws": 0}, ValueError, "draws must be at least 1, got 0"),
         ({"draws": 2.5}, TypeError, "draws must be a whole number"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number, got 'a'"),
         ({"dims": {"v": ["a"]}}, ValueError, "dims names 'v'"),
         ({"coords": {"v": ["a"]}}, ValueError, "coords names 'v'"),
     ],
