@@ -53,7 +53,7 @@ comparison = probsl.compare(fits, data=test)
 print(comparison.scores.round(2))
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True, sharey=True)
 for ax, (name, fit) in zip(axes, fits.items(), strict=True):
-    guess = fit.predict(test)["y"].mean(0)
+    guess = fit.predict(test)["y"].mean(0).numpy()
     ax.plot(guess, test["y"], ".", [-2, 2], [-2, 2])
     title = f"{name}, error {(guess - test['y']).std():.2f}"
     ax.set(title=title, xlabel="predicted", ylabel="held out")
