@@ -66,6 +66,7 @@ MATPLOTLIBRC.write_text(
 (PROFILE / "ipython_kernel_config.py").write_text(
     'c.InlineBackend.figure_formats = {"svg"}\n'
     "c.IPKernelApp.log_level = 40\n"  # not that it listens on a local port
+    'c.InteractiveShell.xmode = "Minimal"\n'  # a refusal's sentence, not its traceback
 )
 os.environ["MATPLOTLIBRC"] = str(MATPLOTLIBRC)
 os.environ["IPYTHONDIR"] = str(PROFILE.parent)

@@ -141,13 +141,14 @@ def test_the_built_pages_fetch_nothing_from_the_network(built):
     assert fetching == {}
 
 
-def test_the_built_pages_show_no_warning(built):
-    warned = {}
+def test_the_built_pages_show_no_warning_and_no_path(built):
+    unwanted = re.compile(rf"\S+\.py:\d+: \w*Warning.*|{re.escape(str(ROOT))}.*")
+    shown = {}
     for path in sorted(built.rglob("*.html")):
-        found = re.search(r"\S+\.py:\d+: \w*Warning.*", path.read_text())
+        found = unwanted.search(path.read_text())
         if found:
-            warned[str(path.relative_to(built))] = found[0]
-    assert warned == {}
+            shown[str(path.relative_to(built))] = found[0]
+    assert shown == {}
 
 
 def test_every_public_name_has_a_built_page(built):
