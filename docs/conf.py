@@ -47,6 +47,9 @@ nb_execution_mode = os.environ.get("PROBSL_DOCS_EXECUTION", "force")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
+nb_output_stderr = "warn"  # a page shows no warning, so it has to be silenced or mended
+# Pyro asks tqdm for the bar of notebooks, which wants a package that no page needs.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,6 +66,7 @@ MATPLOTLIBRC.write_text(
 (PROFILE / "ipython_kernel_config.py").write_text(
     'c.InlineBackend.figure_formats = {"svg"}\n'
     "c.IPKernelApp.log_level = 40\n"  # not that it listens on a local port
+    'c.InteractiveShell.xmode = "Minimal"\n'  # a refusal's sentence, not its traceback
 )
 os.environ["MATPLOTLIBRC"] = str(MATPLOTLIBRC)
 os.environ["IPYTHONDIR"] = str(PROFILE.parent)
@@ -77,6 +81,23 @@ def reset_figures(gallery_conf, file_name):  # noqa: ARG001
     mpl.rc_file(MATPLOTLIBRC)
 
 
+# In the order of reading; others follow.
+EXAMPLES = (
+    "linear_regression",
+    "logistic_regression",
+    "poisson_regression",
+    "robust_regression",
+    "eight_schools",
+    "neural_network",
+)
+
+
+def reading_order(file_name):
+    """Return the place of an example in the gallery."""
+    name = Path(file_name).stem
+    return (*EXAMPLES, name).index(name)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
@@ -86,6 +107,7 @@ sphinx_gallery_conf = {
     "reference_url": {"probsl": None},
     "abort_on_example_error": True,
     "only_warn_on_example_error": False,
+    "within_subsection_order": reading_order,
     "run_stale_examples": nb_execution_mode == "force",
     "plot_gallery": nb_execution_mode != "off",
     "reset_modules": (reset_figures, "seaborn"),
@@ -121,7 +143,9 @@ html_sidebars = {"index": [], "start": [], "changelog": []}
 html_theme_options = {
     "logo": {"text": "probsl"},
     "show_prev_next": True,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
+    "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],

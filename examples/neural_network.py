@@ -4,8 +4,8 @@ A small neural network, with priors on its weights
 
 Five hidden units between ten measurements of diabetes patients and the progress of
 their disease (Efron, Hastie, Johnstone and Tibshirani 2004). Half of the patients are
-held out. Without a prior the network learns the noise of the other half; a normal prior
-is weight decay; and the posterior predicts with many networks at once.
+held out. Without a prior the network learns the noise of the half it sees; a normal
+prior is weight decay; and the posterior predicts with many networks at once.
 """
 
 import matplotlib.pyplot as plt
@@ -26,8 +26,7 @@ train, test = ({"x": x[half::2], "y": y[half::2]} for half in (0, 1))
 def layer(inputs, outputs):
     """Return a linear layer; the more inputs, the smaller the weights."""
     result = PyroModule[torch.nn.Linear](inputs, outputs)
-    scales = {"weight": inputs**-0.5, "bias": 1.0}
-    for name, size in scales.items():
+    for name, size in (("weight", inputs**-0.5), ("bias", 1.0)):
         prior = dist.Normal(torch.zeros_like(getattr(result, name)), size)
         setattr(result, name, PyroSample(prior.to_event()))
     return result
@@ -52,6 +51,10 @@ network = Network()
 fits = {name: probsl.fit(network, train, method) for name, method in methods.items()}
 comparison = probsl.compare(fits, data=test)
 print(comparison.scores.round(2))
-
-probsl.plot_prior_posterior(comparison, ("output.weight", "output.bias", "sigma"))
+figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True, sharey=True)
+for ax, (name, fit) in zip(axes, fits.items(), strict=True):
+    guess = fit.predict(test)["y"].mean(0).numpy()
+    ax.plot(guess, test["y"], ".", [-2, 2], [-2, 2])
+    title = f"{name}, error {(guess - test['y']).std():.2f}"
+    ax.set(title=title, xlabel="predicted", ylabel="held out")
 plt.show()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probsl.conversion import Converter, is_mapped, resident, type_of
 from probsl.options import did_you_mean, several_names
+from probsl.signature import signature_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def bind(
     ValueError
         If an argument is missing or unknown, or a value is not finite.
     """
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     given = by_name(function, data)
     _check_names(signature, given, data)
     convert = Converter(labels)
@@ -222,7 +223,7 @@ def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
     TypeError, ValueError
         If data is of another form, or has too many entries.
     """
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     if _is_dataframe(data):
         return {n: data[n] for n in signature.parameters if n in data.columns}
     if isinstance(data, Mapping):

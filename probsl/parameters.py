@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 
+from probsl.signature import signature_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -107,7 +109,7 @@ class Functional:
 
     def optional_arguments(self) -> tuple[str, ...]:
         """Return the names of the arguments that have a default."""
-        parameters = inspect.signature(self.function).parameters
+        parameters = signature_of(self.function).parameters
         return tuple(n for n, p in parameters.items() if p.default is not p.empty)
 
     def collect(self, arguments: Mapping[str, Any]) -> None:

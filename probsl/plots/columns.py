@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 from probsl.data import by_name
 from probsl.options import did_you_mean
 from probsl.predict import new_arguments, observed_arguments
+from probsl.signature import signature_of
 from probsl.sites import Role
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
     name, part = split_label(label)
     function = fit.problem.program.function
     given = by_name(function, data)
-    known = [*inspect.signature(function).parameters, *given]
+    known = [*signature_of(function).parameters, *given]
     if name not in known and name not in fit.problem.named(Role.OBSERVED):
         raise ValueError(
             f"'{name}' is no argument of the program ({', '.join(known)})"

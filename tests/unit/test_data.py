@@ -4,11 +4,15 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroSample
 from refusals import GROUP, N, X, Y, fit, means
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import probsl
 from probsl.data import bind, find_rows, floating_type, row_weights
 from probsl.rows import at_hand
 
@@ -21,6 +25,33 @@ def program(x, y=None):
 
 def x_of(value, **options):
     return bind(program, {"x": value}, **options).values["x"]
+
+
+# --- Modules as programs
+
+
+class Line(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.slope = PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self, x, y=None):
+        mean = self.slope * x
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("line", [Line(), partial(Line())], ids=["module", "partial"])
+def test_the_arguments_of_a_module_are_those_of_its_forward(line):
+    x, y = torch.linspace(-1, 1, 4), torch.ones(4)
+    fitted = probsl.fit(line, pd.DataFrame({"x": x, "y": y, "other": y}), probsl.MAP())
+    assert fitted.problem.rows == ("x", "y")
+    with pytest.raises(ValueError, match="z"):
+        probsl.fit(line, {"x": x, "z": y}, probsl.MAP())
+    # What was observed is no input of a prediction, given or not.
+    draws = fitted.predict({"x": x, "y": y})["y"]
+    assert draws.std(0).min() > 0.5
+    assert (draws == fitted.predict({"x": x})["y"]).all()
 
 
 # --- Arrays of every kind

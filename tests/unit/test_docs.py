@@ -1,7 +1,10 @@
 """The pages: what their sources show, and a built copy where there is one."""
 
 import ast
+import importlib.util
 import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -70,6 +73,26 @@ def test_every_tutorial_is_executed():
         assert "```{code-cell}" in text, page
 
 
+@pytest.mark.parametrize("page", ["add-a-method", "add-a-diagnostic", "add-a-plot"])
+def test_a_template_is_code_that_passes_the_checks(page, tmp_path):
+    if importlib.util.find_spec("ruff") is None:
+        pytest.skip("NOT CHECKED: the style of the templates, for there is no ruff")
+    text = (DOCS / "developer" / f"{page}.md").read_text()
+    template = re.search(
+        r"^## The file$.*?^```\{code-cell\} ipython3\n(.*?)^```", text, re.M | re.S
+    )
+    assert template is not None
+    path = tmp_path / "template.py"
+    path.write_text(template[1])
+    ruff = [sys.executable, "-m", "ruff"]
+    configured = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), str(path)]
+    for command in (["check", "--ignore", "INP001"], ["format", "--check"]):
+        ended = subprocess.run(
+            [*ruff, *command, *configured], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stdout
+
+
 def test_nothing_is_configured_to_come_from_the_network():
     strings = [
         node.value
@@ -116,6 +139,16 @@ def test_the_built_pages_fetch_nothing_from_the_network(built):
         if found:
             fetching[str(path.relative_to(built))] = found[0]
     assert fetching == {}
+
+
+def test_the_built_pages_show_no_warning_and_no_path(built):
+    unwanted = re.compile(rf"\S+\.py:\d+: \w*Warning.*|{re.escape(str(ROOT))}.*")
+    shown = {}
+    for path in sorted(built.rglob("*.html")):
+        found = unwanted.search(path.read_text())
+        if found:
+            shown[str(path.relative_to(built))] = found[0]
+    assert shown == {}
 
 
 def test_every_public_name_has_a_built_page(built):
