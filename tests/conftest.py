@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# They are run by hand, in an environment of their own.
+collect_ignore = ["benchmarks"]
+
 # Few examples, always the same ones; HYPOTHESIS_PROFILE=deep looks further.
 settings.register_profile(
     "quick",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Calls that make new tensors at each run are not on buffers that stay.
 _UNREPEATABLE = re.compile(r"\b(aten|torch\.ops|inductor_ops|_quantized)\.")
+_COMMENT = re.compile(r"#.*")
 _LOOPS = "cpp_fused"
 
 
@@ -122,7 +123,7 @@ def _listen(
     module: dict[str, Any] = getattr(getattr(call, "__func__", call), "__globals__", {})
     loops = [name for name in module if name.startswith(_LOOPS)]
     try:
-        source = inspect.getsource(call) if call is not None else ""
+        source = _COMMENT.sub("", inspect.getsource(call)) if call else ""
     except (OSError, TypeError) as error:
         raise ReplayError("the compiled function shows no source") from error
     if not loops or _UNREPEATABLE.search(source):

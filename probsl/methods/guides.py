@@ -111,7 +111,10 @@ class _GuideScoring(Scoring):
         shape = fn.batch_shape + fn.event_shape
         white = torch.randn(shape, dtype=fn.loc.dtype, device=fn.loc.device)
         tril = fn._unbroadcasted_scale_tril
-        msg["value"] = fn.loc + (tril @ white[..., None]).squeeze(-1)
+        # A compiler joins a product with a vector to what surrounds it.
+        plain = tril.dim() == 2 and white.dim() == 1
+        spread = tril.mv(white) if plain else (tril @ white[..., None]).squeeze(-1)
+        msg["value"] = fn.loc + spread
         msg["done"] = True
         self._white[msg["name"]] = white
 

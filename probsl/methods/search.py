@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ def search_noisily(
     run: Run,
     noise: Callable[[int], Tensor] | None = None,
     numbers: int = 0,
+    obstacle: str = "",
 ) -> Found:
     """Minimize by first-order steps, with or without noise in the objective.
 
@@ -185,7 +187,11 @@ def search_noisily(
         From a number of steps to the noise of each, ``[steps, ...]``.
     numbers
         How many random numbers one step takes.
+    obstacle
+        Why no graph can stand for the objective, in a sentence, if it is known.
     """
+    if obstacle and run.compile is True:
+        warnings.warn(obstacle, UserWarning, stacklevel=2)
     with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
         settled: Settled = settle(
             objective,
@@ -196,7 +202,7 @@ def search_noisily(
             clip_norm=method.clip_norm,
             max_steps=method.max_steps or NOISY_STEPS,
             tolerance=1e-6 if method.tolerance is None else method.tolerance,
-            compile=run.compile,
+            compile=False if obstacle else run.compile,
             callback=callback,
             every_step=bool(run.callbacks),
         )
@@ -208,7 +214,7 @@ def search_noisily(
         losses,
         settled.steps,
         compiled_from=settled.compiled_from,
-        trouble=settled.trouble,
+        trouble=obstacle or settled.trouble,
     )
 
 

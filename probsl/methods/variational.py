@@ -533,6 +533,7 @@ def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found
             problem=problem,
             method=method,
             run=run,
+            obstacle=f"the steps run eagerly, for the guide draws by {noise.obstacle}",
         )
     generator = torch.Generator().manual_seed(run.seed)
     count = method.draws or _draws_per_step(run, bound, noise)

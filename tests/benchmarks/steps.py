@@ -13,8 +13,8 @@ import functools
 import statistics
 import warnings
 
-import programs
 import rates
+import timed_programs as programs
 import torch
 from pyro.infer.autoguide import (
     AutoDelta,
