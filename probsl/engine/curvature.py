@@ -23,6 +23,9 @@ __all__ = ["Landscape", "LimitedMemory", "Spectrum", "curvature_scale", "trust_r
 
 # Rows of the Hessian in one batched product: memory grows with it, time stops falling.
 CHUNK = 32
+# Up to so many rows go one by one, each as the slope of a sum: several at once need
+# grad_outputs=, at whose first use torch imports sympy for half a second.
+FEW = 64
 # A larger scale is an accident of the point it was measured at; of a smaller one the
 # square is no number.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-80, 1e10
@@ -88,7 +91,7 @@ class Landscape:
 
     def _rows(self, gradient: Tensor, x: Tensor, basis: Tensor) -> Tensor:
         """Return the rows [k, d] of the Hessian along the unit vectors [k, d]."""
-        if self._batched:
+        if self._batched and len(x) > FEW:
             try:
                 (rows,) = torch.autograd.grad(
                     gradient,
@@ -105,7 +108,7 @@ class Landscape:
         return torch.stack(
             [
                 torch.autograd.grad(
-                    gradient, x, unit, retain_graph=True, materialize_grads=True
+                    gradient @ unit, x, retain_graph=True, materialize_grads=True
                 )[0]
                 for unit in basis
             ]

@@ -35,8 +35,9 @@ def program(x, y=None):
         pyro.sample("y", dist.Bernoulli(logits=x @ w + b), obs=y)
 fit = probsl.fit(program, {"x": x, "y": y}, METHOD)
 loc = np.append(fit.point()["w"].numpy(), fit.point()["b"].numpy())
-table = fit.summary()
-sd = table["sd"].to_numpy() if METHOD_NAME == "SVI" else np.zeros(len(loc))
+sd = 0 * loc
+if METHOD_NAME == "SVI":
+    sd = fit.summary()["sd"].to_numpy()
 """
 
 NUMPYRO = """
@@ -168,7 +169,7 @@ def table(seconds: dict[str, float], first: str) -> None:
         print(f"{name:34}{value:8.2f} s{shown}")
 
 
-def main() -> None:
+def main(points: int = 5, distributions: int = 3) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((ROWS, COLUMNS)).astype(np.float32)
     chance = 1 / (1 + np.exp(-x @ rng.standard_normal(COLUMNS) / 2))
@@ -188,10 +189,10 @@ def main() -> None:
             "the last column is probsl's time over that of the line\n"
         )
         codes = {n: whole(c, n.split(",")[0]) for n, c in POINTS.items()}
-        table(measure(codes, 5), "probsl MAP")
+        table(measure(codes, points), "probsl MAP")
         print()
         codes = {n: whole(c, n.split(",")[0]) for n, c in DISTRIBUTIONS.items()}
-        seconds = measure(codes, 5)
+        seconds = measure(codes, distributions)
         table(seconds, "probsl SVI(AutoNormal)")
         for name in seconds:
             answer = np.load(Path(folder) / f"{name.split(',')[0]}.npz")
