@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-arviz1 docs check lint types imports format
+.PHONY: help demo test test-arviz1 docs benchmarks check lint types imports format
 # Two pips in one environment do not get along.
 .NOTPARALLEL:
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' selects)"
 	@echo "make test-arviz1  test what hands fits to ArviZ with ArviZ 1.x, under python3.12"
 	@echo "make docs    build the pages in docs/_build/html, running everything on them"
+	@echo "make benchmarks  time probsl against its rivals; takes half an hour"
 	@echo "make check   lint, types and imports"
 	@echo "make format  format the code and sort its imports"
 
@@ -40,6 +41,13 @@ docs: $(VENV)/.installed-docs
 	rm -rf docs/_build docs/api/generated docs/gallery
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 	@echo "The pages are in docs/_build/html; begin with $(CURDIR)/docs/_build/html/index.html"
+
+# The rivals have an environment of their own.
+benchmarks:
+	$(MAKE) VENV=.venv-benchmarks .venv-benchmarks/.installed-benchmarks
+	cd tests/benchmarks && for script in steps starts memory cold choice; do \
+		OMP_NUM_THREADS=1 ../../.venv-benchmarks/bin/python "$$script.py" || exit 1; \
+	done
 
 check: lint types imports
 

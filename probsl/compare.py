@@ -71,6 +71,22 @@ class Comparison:
         ``k_rows`` have one entry per row.
     notes
         Name -> why a distribution has no leave-one-out densities.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = {"y": torch.tensor([1.0] * 6 + [0.0] * 4)}
+    >>> methods = {"MLE": probsl.MLE(), "MAP": probsl.MAP()}
+    >>> fits = {name: probsl.fit(program, heads, m) for name, m in methods.items()}
+    >>> comparison = probsl.compare(fits)
+    >>> comparison.reference
+    'MLE'
+    >>> comparison.shrinkage["MAP", "moved"].round(3).tolist()
+    [-0.064]
     """
 
     fits: Mapping[str, Fit]

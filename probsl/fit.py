@@ -32,7 +32,14 @@ _SUMMARY_MEMORY = 20_000_000
 
 
 class Status(Enum):
-    """How a fit ended, and what to do next."""
+    """How a fit ended, and what to do next.
+
+    Examples
+    --------
+    >>> import probsl
+    >>> probsl.Status.INTERRUPTED.value
+    'interrupted by the user; go on from here with start=fit'
+    """
 
     CONVERGED = "the optimum was found"
     MAX_STEPS = (
@@ -187,6 +194,20 @@ class Fit:
     basins
         Where the starts of a point fit ended, the lowest objective first; empty for
         one start.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = torch.tensor([1.0] * 6 + [0.0] * 4)
+    >>> fit = probsl.fit(program, {"y": heads}, probsl.MAP())
+    >>> fit.status is probsl.Status.CONVERGED
+    True
+    >>> round(float(fit.point()["p"]), 4)
+    0.5357
     """
 
     problem: Problem
