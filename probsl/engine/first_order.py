@@ -360,12 +360,17 @@ class OptimizerWalk:
             self._optimizer.step(closure)  # it evaluates by itself
         else:
             self._optimizer.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
+        self._move_rate(loss)
         self.count += 1
         with torch.no_grad():
             self.mean += (self.x - self.mean) / self.count
         return loss
+
+    def _move_rate(self, loss: Tensor) -> None:
+        if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step(float(loss))
+        elif self._scheduler is not None:
+            self._scheduler.step()
 
     def _examples(self) -> list[list[Tensor]]:
         generator = torch.Generator().manual_seed(0)

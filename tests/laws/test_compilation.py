@@ -158,6 +158,23 @@ def test_a_scheduler_moves_the_rate():
     assert (fit.losses == fit.losses[0]).all()
 
 
+def test_a_scheduler_may_go_by_the_loss():
+    case = problem("linear")
+    plateau = functools.partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1e9
+    )
+    rates = []
+
+    def factory(parameters):
+        made = torch.optim.SGD(parameters, lr=0.01)
+        rates.append(made.param_groups[0])
+        return made
+
+    method = probsl.MAP(optimizer=factory, scheduler=plateau, max_steps=4)
+    probsl.fit(case.program, case.data, method, compile=False)
+    assert rates[-1]["lr"] < 0.01
+
+
 def test_a_clipped_gradient_is_a_short_step():
     case = problem("linear")
     sgd = functools.partial(torch.optim.SGD, lr=1.0)
