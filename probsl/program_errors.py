@@ -107,7 +107,9 @@ def refuse_unequal_lengths(
     for short, target in sorted(trials, key=lambda trial: (len(trial[0]), -trial[1])):
         values = dict(arguments.values)
         for name in short:
-            values[name] = values[name][torch.arange(target) % lengths[name]]
+            values[name] = values[name][
+                torch.arange(target, device="cpu") % lengths[name]
+            ]
         try:
             rehearse(values)
         except Exception:  # the lengths were not what was wrong
