@@ -157,7 +157,7 @@ def _available(device: Any) -> torch.device:
     if place.type == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (place.index or 0) >= count:
+    if not 0 <= (place.index or 0) < count:
         found = (
             f"torch.cuda.device_count() is {count}"
             if count
@@ -168,8 +168,9 @@ def _available(device: Any) -> torch.device:
             "compute on the CPU"
         )
     # Tensors name the index of their device, and are to be told equal to it.
-    index = torch.cuda.current_device() if place.index is None else place.index
-    return torch.device("cuda", index)
+    if place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 def find_rows(

@@ -88,7 +88,9 @@ def _cuda_index(device: torch.device | None) -> list[int]:
     """Return the index of a CUDA device in a list, which is empty for any other."""
     if device is None or device.type != "cuda":
         return []
-    return [torch.cuda.current_device() if device.index is None else device.index]
+    if device.index is None:
+        return [torch.cuda.current_device()]
+    return [device.index]
 
 
 @contextmanager

@@ -40,6 +40,12 @@ def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None
     arrays = {n: v for n, v in arguments.values.items() if torch.is_tensor(v)}
     if "used as indices" in str(error):
         _note_whole_floats(error, arrays)
+    elif "same device" in str(error):
+        error.add_note(
+            "probsl: a fit computes on one device; make there what the program or the "
+            "guide adds to its arguments, as in constant.to(x.device), or pass it in "
+            "data"
+        )
     elif isinstance(error, RuntimeError | TypeError) and re.search(
         r"dtype|scalar type|result type", str(error)
     ):

@@ -51,7 +51,7 @@ def compiled(
     """
     inputs = [*arguments, *constants]
     shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
-    key = (captured.key, shapes, torch.get_num_threads())
+    key: tuple[Any, ...] = (captured.key, shapes, torch.get_num_threads())
     graphed = all(t.is_cuda for t in inputs)
     if graphed:  # a graph of the device reads its constants where they are
         key = (*key, tuple(t.data_ptr() for t in constants))

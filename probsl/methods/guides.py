@@ -307,7 +307,7 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
             vars(module._pyro_context).setdefault(
                 "param_state", {"params": {}, "constraints": {}}
             )
-    return duplicate
+    return duplicate.to(problem.device)
 
 
 def _check_sites(problem: Problem, scoring: Scoring) -> None:
