@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from probsl.dry_run import ADD_A_PLATE
-from probsl.isolation import isolated
 from probsl.options import whole_number
 from probsl.scoring import Batch
 from probsl.sites import Role, plates_of, visit
@@ -62,7 +61,9 @@ def check_batches(problem: Problem, batch_size: int) -> None:
             "learn; fit all rows at once, or sum it out in the likelihood"
         )
     if batch_size < problem.size:
-        _check_run(problem, problem.rows_at(torch.arange(batch_size)), batch_size)
+        _check_run(
+            problem, problem.rows_at(torch.arange(batch_size, device="cpu")), batch_size
+        )
         audit_batches(problem, batch_size)
 
 
@@ -71,7 +72,7 @@ def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
     own = {p.name: p.start for p in problem.own}
     plate = problem.data_plate
     try:
-        with isolated(problem.dtype):
+        with problem.isolated():
             messages = visit(lambda: problem.run(own, batch.arguments))
     except Exception as error:
         raise ValueError(
@@ -119,11 +120,13 @@ def audit_batches(problem: Problem, batch_size: int) -> None:
     """
     whole, first, last = _batches(problem, batch_size)
     layout = problem.coordinates()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(layout.size, generator=generator, dtype=problem.dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(
+        layout.size, generator=generator, dtype=problem.dtype, device="cpu"
+    ).to(problem.device)
     values = layout.constrain(_SPREAD * x)
     own = {p.name: p.start for p in problem.own}
-    with isolated(problem.dtype), torch.no_grad():
+    with problem.isolated(), torch.no_grad():
         together, again = (problem.terms(values, own, whole) for _ in range(2))
         alone = [problem.terms(values, own, batch) for batch in (first, last)]
     rounding = _ROUNDING.get(problem.dtype, _COARSE)
@@ -152,9 +155,12 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     """Return rows, and the two batches at their ends; the rows differ most there."""
     count = min(2 * batch_size, problem.size)
     if problem.source is None or hasattr(problem.source, "at"):
-        index = torch.linspace(0, problem.size - 1, count, dtype=torch.float64).long()
+        last_row = problem.size - 1
+        index = torch.linspace(
+            0, last_row, count, dtype=torch.float64, device="cpu"
+        ).long()
     else:
-        index = torch.arange(min(count, problem.count))
+        index = torch.arange(min(count, problem.count), device="cpu")
     rows = problem.rows_at(index).arguments
     order = _along(rows[name] for name in problem.rows).argsort()
     sorted_rows = {n: rows[n][order] for n in problem.rows}
@@ -233,7 +239,7 @@ def check_guide_batches(
     _, first, last = _batches(problem, batch_size)
     drawn = []
     for batch in (first, last):
-        with isolated(problem.dtype), torch.no_grad():
+        with problem.isolated(), torch.no_grad():
             drawn.append(score(batch).values)
     for site in problem.latents:
         one, other = (values[site.name] for values in drawn)

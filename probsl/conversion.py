@@ -136,7 +136,9 @@ def is_mapped(value: Any) -> bool:
     return isinstance(value, mmap.mmap)
 
 
-def resident(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+def resident(
+    array: Any, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
     """Return an array as a tensor in memory, what floats in it of type `dtype`.
 
     Parameters
@@ -146,6 +148,8 @@ def resident(array: Any, dtype: torch.dtype | None = None) -> Tensor:
         is not copied.
     dtype
         The floating type; None leaves it.
+    device
+        Where to; None leaves it.
     """
     if not torch.is_tensor(array):
         kind = array.dtype
@@ -154,7 +158,7 @@ def resident(array: Any, dtype: torch.dtype | None = None) -> Tensor:
         held = np.asarray(array, dtype=kind, order="C")
         array = torch.from_numpy(held.copy() if is_mapped(held) else held)
     tensor: Tensor = array
-    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def type_of(array: Any) -> torch.dtype:

@@ -39,10 +39,10 @@ class Arguments:
         """Return the arrays: tensors, and NumPy arrays that are mapped from disk."""
         return {n: v for n, v in self.values.items() if is_array(v)}
 
-    def cast(self, dtype: torch.dtype) -> Arguments:
-        """Return the same arguments in memory, floating tensors of type `dtype`."""
+    def cast(self, dtype: torch.dtype, device: torch.device) -> Arguments:
+        """Return the same arguments on a device, floating tensors of type `dtype`."""
         values = {
-            name: resident(value, dtype) if is_array(value) else value
+            name: resident(value, dtype, device) if is_array(value) else value
             for name, value in self.values.items()
         }
         return replace(self, values=values)
@@ -122,6 +122,57 @@ def floating_type(
     )
 
 
+def device_of(
+    arguments: Arguments, own: Iterable[torch.device], device: Any
+) -> torch.device:
+    """Choose the device of a fit.
+
+    The one asked for; else the accelerator that the program's own parameters are on;
+    else that of the data; else the CPU.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the one asked for is not there, or is no device.
+    """
+    if device is not None:
+        return _available(device)
+    tensors = [v.device for v in arguments.values.values() if torch.is_tensor(v)]
+    found = (place for place in [*own, *tensors] if place.type != "cpu")
+    return next(found, torch.device("cpu"))
+
+
+def _available(device: Any) -> torch.device:
+    """Return a device that is there, with its index."""
+    if not isinstance(device, str | torch.device):
+        raise TypeError(
+            f"device must be 'cpu', 'cuda' or a torch.device, got {device!r}"
+        )
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got '{device}'")
+    if place.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not 0 <= (place.index or 0) < count:
+        found = (
+            f"torch.cuda.device_count() is {count}"
+            if count
+            else "torch.cuda.is_available() is False"
+        )
+        raise ValueError(
+            f"device='{device}' is not available here ({found}); leave device out to "
+            "compute on the CPU"
+        )
+    # Tensors name the index of their device, and are to be told equal to it.
+    if place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    return place
+
+
 def find_rows(
     arguments: Arguments,
     size: int,
@@ -178,7 +229,9 @@ def find_rows(
     return matching
 
 
-def row_weights(weights: Any, size: int | None, dtype: torch.dtype) -> Tensor | None:
+def row_weights(
+    weights: Any, size: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
     """Check and convert one weight per row.
 
     Raises
@@ -212,7 +265,7 @@ def row_weights(weights: Any, size: int | None, dtype: torch.dtype) -> Tensor | 
         )
     if not (converted > 0).any():
         raise ValueError("weights are all zero, so no row is left; keep some positive")
-    return converted.to(dtype)
+    return converted.to(device, dtype)
 
 
 def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:

@@ -57,7 +57,10 @@ def check_program(program: Any) -> None:
 
 
 def dry_run(
-    functional: Functional, arguments: Arguments, dtype: torch.dtype
+    functional: Functional,
+    arguments: Arguments,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Run a program once with everything checked, and return its messages.
 
@@ -69,6 +72,8 @@ def dry_run(
         What to call it with.
     dtype
         The floating type to compute in.
+    device
+        The device to compute on.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def dry_run(
     _refuse_batch_norm(functional)
 
     def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
-        with isolated(dtype, validate=True):
+        with isolated(dtype, device=device, validate=True):
             messages = visit(lambda: functional.collect(values))
         for message in _observations(messages):
             _check_shape(message)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from probsl.batch_checks import check_batches
-from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
 from probsl.options import whole_number
 from probsl.predict import deterministics, log_score_rows, predictive
@@ -315,7 +314,7 @@ class Fit:
         Discrete latents are summed out; continuous latents are at their values.
         """
         problem, posterior = self.problem, self.posterior
-        with isolated(problem.dtype), torch.no_grad():
+        with problem.isolated(), torch.no_grad():
             return float(problem.log_likelihood(posterior.point(), posterior.own))
 
     def predict(
@@ -352,7 +351,7 @@ class Fit:
     def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
         """Add the program's own parameters and deterministics to draws."""
         own = self.posterior.own
-        with isolated(self.problem.dtype), torch.no_grad():
+        with self.problem.isolated(), torch.no_grad():
             shown = {
                 p.name: p.constrain(own[p.name]).expand(count, *p.shape)
                 for p in self.problem.own
@@ -387,6 +386,7 @@ def fit(
     total: int | None = None,
     weights: Any = None,
     dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
     compile: Literal["auto"] | bool = "auto",
     progress: bool | None = None,
     callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
@@ -422,6 +422,12 @@ def fit(
     dtype
         Floating type of all computations; None takes that of the program's own
         parameters, else the widest of the data.
+    device
+        Where all is computed, ``"cpu"`` or ``"cuda"``: arguments, weights, parameters
+        and buffers are moved there, rows in batches a block at a time. None takes the
+        accelerator that the program's own parameters or the data are on, else the CPU.
+        Random numbers of guides, starts and shuffles are drawn on the CPU, so that
+        they are the same everywhere.
     compile
         Whether to compile first-order steps: True before the first one, False never,
         "auto" once the time still to go promises to repay a compiler's seconds.
@@ -471,6 +477,7 @@ def fit(
         rows=rows,
         weights=weights,
         dtype=dtype,
+        device=device,
         batch_size=batch_size,
         total=total,
     )
@@ -480,7 +487,7 @@ def fit(
         check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
     run = Run(seed, batch_size, progress, tuple(callbacks), compile)
-    with isolated(problem.dtype, seed):
+    with problem.isolated(seed):
         outcome = method.run(problem, run)
     return Fit(
         problem=problem,

@@ -11,7 +11,6 @@ import pyro
 import torch
 
 from probsl.fit import Fit
-from probsl.isolation import isolated
 from probsl.methods.search import prior_weights
 from probsl.options import whole_number
 from probsl.predict import (
@@ -218,14 +217,14 @@ class _Collector:
             found = problem.log_density_by_site(values, own, names)
             return {name: term for name, (term, _) in found.items()}
 
-        with isolated(problem.dtype), torch.no_grad():
+        with problem.isolated(), torch.no_grad():
             axes = problem.log_density_by_site(first, own, names)
             drawn = map_draws(terms, self._values, self._count, problem.size)
         return {name: (axes[name][1], _numpy(value)) for name, value in drawn.items()}
 
     def _mapped(self, function: Callable[[Draws], Tensor]) -> Tensor:
         problem = self._problem
-        with isolated(problem.dtype), torch.no_grad():
+        with problem.isolated(), torch.no_grad():
             return map_draws(
                 lambda values: {"value": function(values)},
                 self._values,

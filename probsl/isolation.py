@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import pyro
@@ -19,21 +19,28 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def isolated(
-    dtype: torch.dtype, seed: int = 0, *, validate: bool = False
+    dtype: torch.dtype,
+    seed: int = 0,
+    *,
+    device: torch.device | None = None,
+    validate: bool = False,
 ) -> Iterator[None]:
     """Run a block in a Pyro and torch state of its own, and put back the old one.
 
     Inside, Pyro's parameter store is empty, torch's default floating type is
-    `dtype`, the CPU's random state starts from `seed`, gradients are on, and
-    distributions check their arguments only if `validate`. Afterwards, also
-    after an error, everything is as it was.
+    `dtype` and its default device `device`, the random states of the CPU and of that
+    device start from `seed`, gradients are on, and distributions check their
+    arguments only if `validate`. Afterwards, also after an error, everything is as it
+    was.
 
     Parameters
     ----------
     dtype
         The default floating type inside the block.
     seed
-        Seed of torch's global CPU generator inside the block.
+        Seed of torch's global generators inside the block.
+    device
+        Where tensors are made inside the block; None leaves that as it is.
     validate
         Whether distributions check their parameters and values.
 
@@ -60,12 +67,39 @@ def isolated(
         _default_dtype(dtype),
         settings,
         pyro.get_param_store().scope(),
-        torch.random.fork_rng(devices=[]),
+        _default_device(device),
+        forked(device),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        # Not torch.manual_seed, which would also reseed every accelerator.
+        # Not torch.manual_seed, which would also reseed every other accelerator.
         torch.default_generator.manual_seed(seed)
+        for index in _cuda_index(device):
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def forked(device: torch.device | None) -> AbstractContextManager[None]:
+    """Put back the random states of the CPU and of a device after a block."""
+    return torch.random.fork_rng(devices=_cuda_index(device))
+
+
+def _cuda_index(device: torch.device | None) -> list[int]:
+    """Return the index of a CUDA device in a list, which is empty for any other."""
+    if device is None or device.type != "cuda":
+        return []
+    if device.index is None:
+        return [torch.cuda.current_device()]
+    return [device.index]
+
+
+@contextmanager
+def _default_device(device: torch.device | None) -> Iterator[None]:
+    # Torch's own mode costs time at every call, so it is entered where it matters only.
+    if device is None or device == torch.get_default_device():
+        yield
+        return
+    with device:
         yield
 
 

@@ -10,7 +10,6 @@ import torch
 
 from probsl.fit import log_score
 from probsl.groups import KnowsDensity
-from probsl.isolation import isolated
 from probsl.methods.search import prior_weights
 from probsl.predict import map_draws
 from probsl.psis import LeaveOneOut, leave_one_out
@@ -83,7 +82,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
     """
     problem = fit.problem
     try:
-        with isolated(problem.dtype), torch.no_grad():
+        with problem.isolated(), torch.no_grad():
             problem.log_likelihood_rows(fit.posterior.point(), fit.posterior.own)
     except ValueError as error:  # rows that cannot be told apart
         return FittedRows(math.nan, None, str(error))
@@ -130,9 +129,7 @@ def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
     """Return the log density of each row, and of p over q, at each draw."""
     problem, posterior = fit.problem, fit.posterior
     own = {name: value.detach() for name, value in posterior.own.items()}
-    q = torch.zeros(DRAWS)
-    if corrected := isinstance(posterior, KnowsDensity):
-        q = posterior.log_density(DRAWS, seed)
+    corrected = isinstance(posterior, KnowsDensity)
     priors = prior_weights(problem, getattr(fit.method, "prior_weight", 1.0))
 
     def densities(draw: Draws) -> Draws:
@@ -142,7 +139,9 @@ def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
         return found
 
     evaluating = problem.program.evaluating()
-    with isolated(problem.dtype, seed + 1), torch.no_grad(), evaluating:
+    with problem.isolated(seed + 1), torch.no_grad(), evaluating:
         found = map_draws(densities, values, DRAWS, problem.size)
-    ratio = found["p"] - q if corrected else q
-    return found["rows"].double(), ratio.double()
+    rows = found["rows"].double()
+    if not isinstance(posterior, KnowsDensity):
+        return rows, rows.new_zeros(DRAWS)
+    return rows, (found["p"] - posterior.log_density(DRAWS, seed)).double()

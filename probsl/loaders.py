@@ -36,11 +36,14 @@ class Epochs:
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
         self._loader = loader
-        self._state = torch.Generator().manual_seed(seed).get_state()
+        self._state = torch.Generator("cpu").manual_seed(seed).get_state()
         sources = (loader, loader.sampler, loader.batch_sampler)
         found = [getattr(source, "generator", None) for source in sources]
         own = {id(g): g for g in found if isinstance(g, torch.Generator)}
         self._own = [(g, [g.get_state()]) for g in own.values()]
+        # A loader shuffles where its generator is, whatever the device of the fit.
+        devices = [g.device for g in own.values()]
+        self._device = devices[0] if devices else torch.device("cpu")
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of one more epoch."""
@@ -56,7 +59,7 @@ class Epochs:
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
         before = [(generator, generator.get_state()) for generator, _ in self._own]
-        with torch.random.fork_rng(devices=[]):
+        with self._device, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._state)
             for generator, state in self._own:
                 generator.set_state(state[0])
@@ -94,6 +97,8 @@ class StreamedRows:
         The arguments with one entry per row, once `at_hand` has seen a batch.
     dtype
         The type of their floats; None leaves it.
+    device
+        Where those of `parts` are; None leaves them.
 
     Raises
     ------
@@ -114,6 +119,7 @@ class StreamedRows:
             self.visited -= self.size % loader.batch_size
         self.names: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
         self._function = function
         self._arguments = Arguments({})
 
@@ -196,16 +202,20 @@ class StreamedRows:
             )
         return rows
 
-    def with_type(self, dtype: torch.dtype) -> StreamedRows:
-        """Return the same rows, their floats to be read as `dtype`."""
+    def read_as(self, dtype: torch.dtype, device: torch.device) -> StreamedRows:
+        """Return the same rows, their floats to be read as `dtype`.
+
+        What `read` returns stays where it is, to be moved in blocks.
+        """
         other = copy.copy(self)
-        other.dtype = dtype
+        other.dtype, other.device = dtype, device
         return other
 
     def parts(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         """Yield all rows, a batch of the loader's at a time."""
         for batch in Epochs(self.loader, 0):
-            yield self.read(batch), None
+            rows = self.read(batch).items()
+            yield {n: resident(value, device=self.device) for n, value in rows}, None
 
     def _named(self, batch: Any) -> dict[str, Any]:
         """Return what a batch holds by argument."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 
+from probsl.conversion import resident
 from probsl.signature import signature_of
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class Functional:
             p.dtype for p in self._container.parameters() if p.dtype.is_floating_point
         }
 
+    def devices(self) -> list[torch.device]:
+        """Return the devices of the modules' parameters."""
+        return [p.device for p in self._container.parameters()]
+
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the name and the module of everything reached, nested ones too."""
         for path, module in self._container.named_modules():
@@ -128,13 +133,13 @@ class Functional:
 
     def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `tensors` (path -> value) in its modules."""
-        dtype = torch.get_default_dtype()
+        device, dtype = torch.get_default_device(), torch.get_default_dtype()
         # All other parameters and buffers come along cloned or cast, never in place.
         for path, tensor in self._container.named_buffers():
-            tensors[path] = _cast(tensor, dtype).clone()
+            tensors[path] = resident(tensor, dtype, device).clone()
         for path, tensor in self._container.named_parameters():
             if path not in tensors:
-                tensors[path] = _cast(tensor.detach(), dtype)
+                tensors[path] = resident(tensor.detach(), dtype, device)
         with _module_contexts(self._container):
             return torch.func.functional_call(
                 self._container, tensors, (), dict(arguments)
@@ -164,7 +169,7 @@ class Functional:
                     buffer.copy_(kept[name])
 
     def _module_parameters(self) -> Iterator[OwnParameter]:
-        dtype = torch.get_default_dtype()
+        device, dtype = torch.get_default_device(), torch.get_default_dtype()
         constrained = _pyro_parameters(self._container)
         for path, tensor in self._container.named_parameters():
             if not tensor.requires_grad:
@@ -172,7 +177,7 @@ class Functional:
             name, constraint = constrained.get(path, (path, constraints.real))
             yield OwnParameter(
                 name=name.removeprefix(f"{_SELF}."),
-                start=_cast(tensor.detach(), dtype).clone(),
+                start=resident(tensor.detach(), dtype, device).clone(),
                 transform=transform_to(constraint),
                 statement=False,
                 path=path,
@@ -212,6 +217,8 @@ class _ParameterStatements(Messenger):
             transform = biject_to(constraint)
         except NotImplementedError:  # a Cholesky factor has no bijection
             transform = transform_to(constraint)
+        # A start that was made outside the program may be on another device.
+        msg["value"] = msg["value"].to(torch.get_default_device())
         value = msg["value"].detach().to(torch.get_default_dtype())
         self.found[name] = OwnParameter(
             name=name,
@@ -236,10 +243,6 @@ class _Substitution(Messenger):
         elif _MODULE_DIVIDER in msg["name"] and len(msg["args"]) > 1:
             msg["value"] = msg["args"][1]
             msg["done"] = True
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 @contextmanager

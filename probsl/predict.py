@@ -11,7 +11,6 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from probsl.data import bind, by_name
-from probsl.isolation import isolated
 from probsl.random_functions import independent_draws
 from probsl.sites import Role, is_deterministic, is_observation
 
@@ -77,7 +76,7 @@ def predictive(
 
     evaluating = problem.program.evaluating()
     try:
-        with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
+        with problem.isolated(seed), torch.no_grad(), evaluating:
             return map_draws(generate, kept, count, _length(problem, arguments))
     except Exception as error:
         _annotate_shapes(error, problem, arguments)
@@ -110,7 +109,7 @@ def deterministics(
         return {name: generating.messages[name]["value"] for name in chosen}
 
     evaluating = problem.program.evaluating()
-    with isolated(problem.dtype), torch.no_grad(), evaluating:
+    with problem.isolated(), torch.no_grad(), evaluating:
         return map_draws(generate, draws, count, problem.count)
 
 
@@ -200,7 +199,7 @@ def _anew(
         return {name: drawing.messages[name]["value"] for name in names}
 
     evaluating = problem.program.evaluating()
-    with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
+    with problem.isolated(seed), torch.no_grad(), evaluating:
         drawn = map_draws(generate, given, count, problem.size)
     return (
         {name: value for name, value in drawn.items() if name not in missing},
@@ -241,7 +240,7 @@ def log_score_rows(
     # The log densities of some draws at a time: those of all may not fit in memory.
     step, sums = max(1, _HELD_ELEMENTS // max(problem.size, 1)), []
     evaluating = problem.program.evaluating()
-    with isolated(problem.dtype, seed), torch.no_grad(), evaluating:
+    with problem.isolated(seed), torch.no_grad(), evaluating:
         for start in range(0, count, step):
             part = {name: value[start : start + step] for name, value in kept.items()}
             length = min(step, count - start)
@@ -371,7 +370,9 @@ def new_arguments(problem: Problem, data: Any) -> dict[str, Any]:
             f"data lacks '{absent[0]}', an argument of the program; give it or, if it "
             f"is what the program observes, declare it with a default, {absent[0]}=None"
         )
-    return bind(function, inputs, labels=labels).cast(problem.dtype).values
+    return (
+        bind(function, inputs, labels=labels).cast(problem.dtype, problem.device).values
+    )
 
 
 def observed_arguments(problem: Problem) -> set[str]:
@@ -382,7 +383,7 @@ def observed_arguments(problem: Problem) -> set[str]:
 
     def observed(given: dict[str, Any]) -> set[str]:
         generating = Generating(values)
-        with isolated(problem.dtype), torch.no_grad(), generating:
+        with problem.isolated(), torch.no_grad(), generating:
             problem.run(own, given)
         return {n for n, m in generating.messages.items() if is_observation(m)}
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.distributions.constraint_registry import biject_to
 
 from probsl.coordinates import Coordinates, Entry
-from probsl.data import Arguments, by_name, find_rows, floating_type, row_weights
+from probsl.data import (
+    Arguments,
+    by_name,
+    device_of,
+    find_rows,
+    floating_type,
+    row_weights,
+)
 from probsl.dry_run import ADD_A_PLATE, blaming_batches, check_program, dry_run
 from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
@@ -31,6 +38,9 @@ from probsl.sites import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +67,8 @@ class Problem:
         One weight per row, or None.
     source
         Where all rows are, if `arguments` hold only some that stand for them.
+    device
+        The device of every computation.
     """
 
     program: Functional
@@ -68,6 +80,7 @@ class Problem:
     size: int
     weights: Tensor | None = None
     source: AllRows | None = None
+    device: torch.device = _CPU
 
     @classmethod
     def build(
@@ -81,6 +94,7 @@ class Problem:
         labels: Mapping[str, tuple[Any, ...]] | None = None,
         batch_size: int | None = None,
         total: int | None = None,
+        device: str | torch.device | None = None,
     ) -> Problem:
         """Bind a program to data and take the inventory of its sites.
 
@@ -103,6 +117,8 @@ class Problem:
             they are, and the program is only run on some of them.
         total
             The number of rows, where a DataLoader cannot tell.
+        device
+            The device to compute on; None takes the program's or the data's.
 
         Raises
         ------
@@ -121,13 +137,14 @@ class Problem:
             total=total,
         )
         dtype = floating_type(arguments, functional.floating_types(), dtype)
-        arguments = arguments.cast(dtype)
+        place = device_of(arguments, functional.devices(), device)
+        arguments = arguments.cast(dtype, place)
         if source is not None:
-            source = source.with_type(dtype)
+            source = source.read_as(dtype, place)
         with blaming_batches(source is not None):
-            messages = dry_run(functional, arguments, dtype)
+            messages = dry_run(functional, arguments, dtype, place)
         plate = _data_plate(messages)
-        with isolated(dtype):
+        with isolated(dtype, device=place):
             own = {p.name: p.start for p in functional.own}
             sites = inventory(
                 lambda: functional(own, arguments.values),
@@ -152,6 +169,7 @@ class Problem:
             rows=found,
             size=size if source is None else source.size,
             source=source,
+            device=place,
         )
         return problem.reweighted(weights)
 
@@ -166,6 +184,7 @@ class Problem:
             given,
             rows=[n for n in self.rows if n in given] or None,
             dtype=self.dtype,
+            device=self.device,
             labels=self.arguments.labels,
         )
 
@@ -195,8 +214,16 @@ class Problem:
             rows=self.rows,
             weights=self.weights,
             dtype=self.dtype,
+            device=self.device,
             labels=self.arguments.labels,
         )
+
+    def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
+        """Compute in the problem's floating type and on its device for a block.
+
+        See `probsl.isolation.isolated`.
+        """
+        return isolated(self.dtype, seed, device=self.device)
 
     def parts(self) -> Iterator[Batch]:
         """Yield all rows once, as many at a time as are held, unscaled.
@@ -226,7 +253,9 @@ class Problem:
                 "any order; give arrays, and batch_size="
             )
         size = self.size if self.has_rows else None
-        return replace(self, weights=row_weights(weights, size, self.dtype))
+        return replace(
+            self, weights=row_weights(weights, size, self.dtype, self.device)
+        )
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}: {s.role.value}" for s in self.sites)
@@ -271,7 +300,7 @@ class Problem:
             return set()
         run = Scoring(self.feasible_values(), {s.name for s in self.sites})
         own = {p.name: p.start for p in self.own}
-        with isolated(self.dtype), torch.no_grad():
+        with self.isolated(), torch.no_grad():
             named_terms(
                 lambda: self.run(own, self.arguments.values), run, self._nesting()
             )
@@ -309,7 +338,9 @@ class Problem:
     def feasible_values(self) -> dict[str, Tensor]:
         """Return every latent at the image of zero, which is inside its support."""
         layout = self.coordinates()
-        values = layout.constrain(torch.zeros(layout.size, dtype=self.dtype))
+        values = layout.constrain(
+            torch.zeros(layout.size, dtype=self.dtype, device=self.device)
+        )
         return {s.name: values[s.name] for s in self.latents}
 
     def rows_at(self, index: Tensor) -> Batch:
@@ -351,7 +382,7 @@ class Problem:
         """Return observed site -> its value, for the rows at hand or other ones."""
         own = {p.name: p.start for p in self.own}
         given = self.arguments.values if arguments is None else arguments
-        with isolated(self.dtype), torch.no_grad():
+        with self.isolated(), torch.no_grad():
             messages = visit(lambda: self.run(own, given))
         return {n: m["value"] for n, m in messages.items() if is_observation(m)}
 

@@ -40,6 +40,12 @@ def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None
     arrays = {n: v for n, v in arguments.values.items() if torch.is_tensor(v)}
     if "used as indices" in str(error):
         _note_whole_floats(error, arrays)
+    elif "same device" in str(error):
+        error.add_note(
+            "probsl: a fit computes on one device; make there what the program or the "
+            "guide adds to its arguments, as in constant.to(x.device), or pass it in "
+            "data"
+        )
     elif isinstance(error, RuntimeError | TypeError) and re.search(
         r"dtype|scalar type|result type", str(error)
     ):
@@ -107,7 +113,9 @@ def refuse_unequal_lengths(
     for short, target in sorted(trials, key=lambda trial: (len(trial[0]), -trial[1])):
         values = dict(arguments.values)
         for name in short:
-            values[name] = values[name][torch.arange(target) % lengths[name]]
+            values[name] = values[name][
+                torch.arange(target, device="cpu") % lengths[name]
+            ]
         try:
             rehearse(values)
         except Exception:  # the lengths were not what was wrong

@@ -217,7 +217,7 @@ class _Recorder(NoiseMode):
         self.seen: list[Request] = []
         self.obstacle: str | None = None
         self.detached = False
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator("cpu").manual_seed(0)
         self._state = _torch_state()
 
     def noise(self, request: Request) -> Tensor:
@@ -332,7 +332,7 @@ def _equidistributed(count: int, dimension: int, seed: int) -> Tensor:
         points = torch.rand(
             count,
             dimension,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator("cpu").manual_seed(seed),
             dtype=torch.float64,
             device="cpu",
         )

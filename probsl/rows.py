@@ -40,21 +40,24 @@ class StoredRows:
         Which of them the problem's arguments hold.
     dtype
         The type of floats once they are read; None leaves it.
+    device
+        Where rows go once they are read; None leaves them.
     """
 
     arrays: dict[str, Any]
     size: int
     index: Tensor
     dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The arguments with one entry per row."""
         return tuple(self.arrays)
 
-    def with_type(self, dtype: torch.dtype) -> StoredRows:
-        """Return the same rows, their floats to be read as `dtype`."""
-        return replace(self, dtype=dtype)
+    def read_as(self, dtype: torch.dtype, device: torch.device) -> StoredRows:
+        """Return the same rows, to be read onto a device, their floats as `dtype`."""
+        return replace(self, dtype=dtype, device=device)
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
         """Read some rows."""
@@ -65,13 +68,16 @@ class StoredRows:
         for start in range(0, self.size, _PART):
             part = slice(start, min(start + _PART, self.size))
             yield (
-                {n: resident(a[part], self.dtype) for n, a in self.arrays.items()},
+                {n: self._resident(a[part]) for n, a in self.arrays.items()},
                 part,
             )
 
     def _read(self, array: Any, index: Tensor) -> Tensor:
         rows = array[index if torch.is_tensor(array) else index.numpy()]
-        return resident(rows, self.dtype)
+        return self._resident(rows)
+
+    def _resident(self, rows: Any) -> Tensor:
+        return resident(rows, self.dtype, self.device)
 
 
 AllRows = StoredRows | StreamedRows
@@ -131,7 +137,8 @@ def at_hand(
     names = find_rows(arguments, size, rows, {})
     if rows is None:
         _refuse_unequal(arguments, size)
-    index = torch.linspace(0, size - 1, count, dtype=torch.float64).long()
+    places = torch.linspace(0, size - 1, count, dtype=torch.float64, device="cpu")
+    index = places.long()
     arrays = {name: arguments.values[name] for name in names}
     stored = StoredRows(arrays, size, index)
     held = replace(arguments, values={**arguments.values, **stored.at(index)})

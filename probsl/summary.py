@@ -59,10 +59,10 @@ def summarize(
     index, lines = [], []
     for name, value in point.items():
         mark = marks.get(name, "")
-        columns = [value.reshape(-1).double()]
+        columns = [value.detach().cpu().reshape(-1).double()]
         if name in draws:
-            flat = draws[name].reshape(len(draws[name]), -1).double()
-            quantiles = torch.quantile(flat, torch.tensor([tail, 1 - tail]).double(), 0)
+            flat = draws[name].cpu().reshape(len(draws[name]), -1).double()
+            quantiles = torch.quantile(flat, flat.new_tensor([tail, 1 - tail]), 0)
             columns += [flat.std(0, correction=0), *quantiles]
         else:
             columns += [torch.full_like(columns[0], torch.nan)] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,9 @@ _COMPILED: dict[Any, Any] = {}
 _COPIED_ELEMENTS = 20_000_000
 
 
-def compiled(captured: Capture, arguments: Sequence[Tensor]) -> Any:
+def compiled(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> Any:
     """Compile a graph, or find it compiled.
 
     The graph goes straight to inductor's last stage: there is nothing for dynamo to
@@ -37,18 +40,24 @@ def compiled(captured: Capture, arguments: Sequence[Tensor]) -> Any:
         The graph.
     arguments
         The function's arguments, as those of every later call.
+    constants
+        Its `laid_out` constants, as those of every later call.
 
     Returns
     -------
     callable
-        Takes one list, the arguments and `laid_out` constants, which it empties;
-        returns the results.
+        Takes one list, the arguments and constants, which it empties; returns the
+        results.
     """
-    inputs = [*arguments, *laid_out(captured.constants)]
+    inputs = [*arguments, *constants]
     shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
-    key = (captured.key, shapes, torch.get_num_threads())
+    key: tuple[Any, ...] = (captured.key, shapes, torch.get_num_threads())
+    graphed = all(t.is_cuda for t in inputs)
+    if graphed:  # a graph of the device reads its constants where they are
+        key = (*key, tuple(t.data_ptr() for t in constants))
     if key not in _COMPILED:
-        _COMPILED[key] = _compile(captured.graph, inputs)
+        fixed = range(len(arguments), len(inputs)) if graphed else None
+        _COMPILED[key] = _compile(captured.graph, inputs, fixed)
     return _COMPILED[key]
 
 
@@ -77,7 +86,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _compile(graph: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+def _compile(
+    graph: Callable[..., Any], inputs: Sequence[Tensor], fixed: Sequence[int] | None
+) -> Any:
+    """Compile a graph; to a CUDA graph where `fixed` says which inputs stay."""
     with _quiet():
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
@@ -88,4 +100,24 @@ def _compile(graph: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
             lowered = make_fx(graph, decomposition_table=select_decomp_table())(*fakes)
             lowered.graph.eliminate_dead_code()
             lowered.recompile()
-            return compile_fx_inner(lowered, fakes)
+            if fixed is None:
+                return compile_fx_inner(lowered, fakes)
+            from torch._inductor import config
+            from torch._inductor.cudagraph_utils import BoxedDeviceIndex
+
+            # Forward code would wait for a backward pass before it runs anew.
+            with config.patch({"triton.cudagraphs": True}):
+                code = compile_fx_inner(
+                    lowered,
+                    fakes,
+                    static_input_idxs=tuple(fixed),
+                    is_inference=True,
+                    boxed_forward_device_index=BoxedDeviceIndex(None),
+                )
+        return partial(_launch, code)
+
+
+def _launch(code: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Run a CUDA graph, and copy its results, which its next run overwrites."""
+    torch.compiler.cudagraph_mark_step_begin()
+    return [result.clone() for result in code(inputs)]

@@ -211,7 +211,9 @@ class Descent:
             return
         self._heard = len(self.losses)
         size = torch.maximum(self.x.abs(), self.unit.clamp(max=1.0))
-        angles = torch.arange(1, len(self.x) + 1, dtype=self.x.dtype).to(self.x)
+        angles = torch.arange(
+            1, len(self.x) + 1, dtype=self.x.dtype, device=self.x.device
+        )
         errors = []
         for turn in range(1, 7):
             x = self.x + 16 * self.precision * size * (turn * angles).cos()
@@ -280,7 +282,8 @@ class Descent:
 
     def tensor(self, values: NDArray[np.float64]) -> Tensor:
         """Return an array as a tensor like ``x``."""
-        return torch.tensor(values).to(self.x)  # a copy: a diagonal is read-only
+        # A copy, for a diagonal is read-only.
+        return torch.tensor(values, device="cpu").to(self.x)
 
     def minimum(self, verdict: Verdict) -> Minimum:
         """Return where the walk ended."""

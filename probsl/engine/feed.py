@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from probsl.engine.batches import Blocks
@@ -29,6 +30,8 @@ class Feed:
         Where the rows come from; None where every step has all of them.
     noise
         From a number of steps to their noise ``[steps, ...]``; None for none.
+    device
+        Where all of it goes, a block at a time; None leaves it.
     """
 
     def __init__(
@@ -36,10 +39,12 @@ class Feed:
         places: int,
         blocks: Blocks | None = None,
         noise: Callable[[int], Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.places = places
         self._blocks = blocks
         self._noise = noise
+        self._device = device
         self._kept: dict[str, Tensor] | None = None
         self._last: dict[str, Tensor] = {}
 
@@ -56,6 +61,7 @@ class Feed:
                 given[WEIGHTS] = weights
         if self._noise is not None:
             given[NOISE] = self._noise(self.places)
+        given = {name: value.to(self._device) for name, value in given.items()}
         self._last = given
         return given
 

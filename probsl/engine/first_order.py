@@ -211,7 +211,9 @@ class AdamWalk:
     def _schedule(self) -> Tensor:
         """Return the factors that change from step to step, ``[places, 3]``."""
         first, second = self._options.betas
-        places = torch.arange(1, self._feed.places + 1, dtype=torch.float64)
+        places = torch.arange(
+            1, self._feed.places + 1, dtype=torch.float64, device="cpu"
+        )
         age, count = self._age + places, self.count + places
         columns = [self.rate / (1 - first**age), 1 / (1 - second**age), 1 / count]
         return torch.stack(columns, 1).to(self._start_state)
@@ -277,7 +279,7 @@ class OptimizerWalk:
         self._inputs: list[Tensor] = []
         self.mean = start.detach().clone()
         self.count = self.done = 0
-        self.losses = torch.full((feed.places,), torch.nan, dtype=start.dtype)
+        self.losses = start.detach().new_full((feed.places,), torch.nan)
         self._sum = torch.zeros_like(self.mean)
         self._squares = torch.zeros_like(self.mean)
         self._window = 0
@@ -373,9 +375,9 @@ class OptimizerWalk:
             self._scheduler.step()
 
     def _examples(self) -> list[list[Tensor]]:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         x = self.x.detach()
-        noise = torch.randn(3, len(x), generator=generator).to(x) * 0.3
+        noise = torch.randn(3, len(x), generator=generator, device="cpu").to(x) * 0.3
         return [
             [x + noise[i] * (i > 0), *(t[min(i, len(t) - 1)] for t in self._inputs)]
             for i in range(3)

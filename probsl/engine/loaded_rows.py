@@ -66,8 +66,8 @@ class LoadedRows:
         rows = {name: torch.stack([rows[name] for rows, _ in taken]) for name in names}
         if self._visited % self.batch_size == 0:
             return rows, None
-        filled = torch.tensor([count for _, count in taken])
-        real = torch.arange(self.batch_size) < filled[:, None]
+        filled = torch.tensor([count for _, count in taken], device="cpu")
+        real = torch.arange(self.batch_size, device="cpu") < filled[:, None]
         batches = math.ceil(self._visited / self.batch_size)
         floats = [r.dtype for r in rows.values() if r.is_floating_point()]
         weights = real.to(floats[0] if floats else torch.get_default_dtype())
@@ -85,7 +85,7 @@ class LoadedRows:
                 while left.count >= size:
                     yield left.first(size), size
             if left.count:
-                repeated = torch.arange(size) % left.count
+                repeated = torch.arange(size, device="cpu") % left.count
                 yield {n: r[repeated] for n, r in left.rows.items()}, left.count
             self._check(seen)
 

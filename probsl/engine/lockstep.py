@@ -170,7 +170,9 @@ class Lockstep:
             try:
                 landscape = Landscape(single(self._objective, self._extra, 0))
                 diagonal = landscape.hessian(x).diagonal()
-                return torch.tensor(curvature_scale(diagonal, array(x))).to(x)
+                return torch.tensor(
+                    curvature_scale(diagonal, array(x)), device="cpu"
+                ).to(x)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 pass
         return x.abs().clamp(min=1.0)

@@ -82,10 +82,10 @@ class ShuffledRows:
         widest = max(_row_bytes(array) for array in self._arrays.values())
         block, buffer = _shape(widest, widest * size, self._arrays.values())
         self._size, self._rows = size, max(1, block // widest)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         # Rows are gathered out of these, in this order, from this place in it on.
         self._held = self._arrays
-        self._order = torch.zeros(0, dtype=torch.long)
+        self._order = torch.zeros(0, dtype=torch.long, device="cpu")
         self._next = 0
         if self._rows > 1:
             blocks = max(2, buffer // (widest * self._rows))
@@ -94,7 +94,7 @@ class ShuffledRows:
                 for name, array in self._arrays.items()
             }
             self._many = blocks
-            self._blocks = torch.zeros(0, dtype=torch.long)
+            self._blocks = torch.zeros(0, dtype=torch.long, device="cpu")
 
     def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the next batches, see `probsl.engine.batches.Blocks`."""
@@ -122,7 +122,7 @@ class ShuffledRows:
     def _begin(self) -> None:
         """Begin an epoch, or the next blocks of it, in a new order."""
         count = self._size if self._rows == 1 else self._fill()
-        self._order = torch.randperm(count, generator=self._generator)
+        self._order = torch.randperm(count, generator=self._generator, device="cpu")
         self._next = 0
 
     def _fill(self) -> int:
@@ -130,7 +130,9 @@ class ShuffledRows:
         rows, whole = self._rows, self._size // self._rows
         if not len(self._blocks):
             blocks = math.ceil(self._size / rows)
-            self._blocks = torch.randperm(blocks, generator=self._generator)
+            self._blocks = torch.randperm(
+                blocks, generator=self._generator, device="cpu"
+            )
         chosen, self._blocks = self._blocks[: self._many], self._blocks[self._many :]
         full = chosen[chosen < whole]
         # The last block of the arrays is shorter than the others.
@@ -147,7 +149,7 @@ class ShuffledRows:
 def _copy_blocks(array: Any, chosen: Tensor, into: Any, rows: int) -> None:
     """Copy blocks of neighboring rows, at once where they lie together."""
     if not _contiguous(array):
-        index = (chosen[:, None] * rows + torch.arange(rows)).flatten()
+        index = (chosen[:, None] * rows + torch.arange(rows, device="cpu")).flatten()
         into[:] = array[index if torch.is_tensor(array) else index.numpy()]
         return
     whole = len(array) // rows

@@ -79,8 +79,8 @@ class Step:
         from probsl.engine.compiled import compiled, laid_out
 
         try:
-            code = compiled(self._capture, examples[0])
             constants = laid_out(self._capture.constants)
+            code = compiled(self._capture, examples[0], constants)
             found = [tuple(code([*values, *constants])) for values in examples]
         except Exception as error:  # whatever a compiler, or its absence, may raise
             reason = str(error).strip().split("\n")[0]
@@ -128,7 +128,7 @@ class Walk:
     def __init__(self, step: Step, state: Tensor, inputs: Sequence[Tensor]) -> None:
         self.step = step
         self.inputs = [tensor.clone() for tensor in inputs]
-        self.losses = torch.full((len(inputs[0]),), torch.nan, dtype=state.dtype)
+        self.losses = state.new_full((len(inputs[0]),), torch.nan)
         self._done = 0
         self._state = state
         self._replay: Replay | None = None
@@ -176,6 +176,8 @@ class Walk:
         """Go on with compiled code, where there is some."""
         if not self.step.compile(self._examples()):
             return False
+        if self._state.device.type != "cpu":
+            return True  # its launches are repeated already, as a graph of the device
         from probsl.engine.replay import Replay, ReplayError
 
         places = [
@@ -192,11 +194,11 @@ class Walk:
 
     def _examples(self) -> list[list[Tensor]]:
         """Return several points, to compare a graph with the function."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         examples = []
         for place in range(3):
-            noise = torch.randn(self.state.shape, generator=generator).to(self.state)
-            state = self.state + 0.3 * noise * (place > 0)
+            noise = torch.randn(self.state.shape, generator=generator, device="cpu")
+            state = self.state + 0.3 * noise.to(self.state) * (place > 0)
             index = min(place, len(self.losses) - 1)
             examples.append([state, *(tensor[index].clone() for tensor in self.inputs)])
         return examples

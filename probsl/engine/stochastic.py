@@ -334,5 +334,6 @@ class _Search:
 
 def _moments(losses: list[float]) -> tuple[float, float]:
     """Return the mean and the squared standard error of the mean."""
-    values = torch.tensor([v for v in losses if math.isfinite(v)] or [math.inf] * 2)
+    finite = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
+    values = torch.tensor(finite, device="cpu")
     return float(values.mean()), float(values.var(correction=0)) / len(values)

@@ -27,6 +27,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from probsl.isolation import forked
 from probsl.parameters import Functional
 from probsl.program_errors import annotate
 from probsl.scoring import Batch, Scoring
@@ -306,7 +307,7 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
             vars(module._pyro_context).setdefault(
                 "param_state", {"params": {}, "constraints": {}}
             )
-    return duplicate
+    return duplicate.to(problem.device)
 
 
 def _check_sites(problem: Problem, scoring: Scoring) -> None:
@@ -363,7 +364,7 @@ def _refuse_subsamples(scoring: Scoring) -> None:
 
 def _check_support(message: Any, support: Any) -> None:
     """Refuse a guide that draws numbers outside a site's support."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with forked(torch.get_default_device()), torch.no_grad():
         draws = message["fn"].sample(torch.Size([_SUPPORT_DRAWS]))
     edges = support
     while isinstance(edges, constraints.independent):

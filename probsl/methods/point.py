@@ -379,13 +379,13 @@ def _starts(objective: _Objective, method: MLE | MAP, run: Run) -> list[Tensor]:
     problem, layout = objective.problem, objective.layout
     batch = None
     if run.batch_size is not None:
-        batch = problem.rows_at(torch.arange(run.batch_size))
+        batch = problem.rows_at(torch.arange(run.batch_size, device="cpu"))
     first = calm_start(
         lambda x: objective(x, batch), problem, layout, method.start, run.seed
     )
-    generator = torch.Generator().manual_seed(run.seed + 1)
+    generator = torch.Generator("cpu").manual_seed(run.seed + 1)
     further = [
-        4 * torch.rand(layout.size, generator=generator, dtype=problem.dtype) - 2
+        torch.rand(layout.size, generator=generator, dtype=problem.dtype, device="cpu")
         for _ in range(method.starts - 1)
     ]
-    return [first, *further]
+    return [first, *(4 * drawn.to(problem.device) - 2 for drawn in further)]

@@ -126,7 +126,7 @@ def search_exactly(
     status = _STATUSES[minimum.outcome]
     if status is Status.UNBOUNDED and _at_boundary(minimum, layout):
         status = Status.BOUNDARY
-    losses = torch.tensor(minimum.losses, dtype=torch.float64) * size
+    losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu") * size
     names = _names(layout, minimum.coordinates)
     return Found(minimum.x, status, names, losses, minimum.steps, minimum.flattening)
 
@@ -206,7 +206,9 @@ def search_noisily(
             callback=callback,
             every_step=bool(run.callbacks),
         )
-    losses = torch.tensor(settled.losses, dtype=torch.float64) * problem.size
+    losses = (
+        torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * problem.size
+    )
     return Found(
         settled.x,
         _ENDINGS[settled.ending],
@@ -233,7 +235,7 @@ def _feed(
         held = [problem.arguments.values[name] for name in problem.rows]
         row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
     needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
-    return Feed(places_for(needed), blocks, noise)
+    return Feed(places_for(needed), blocks, noise, problem.device)
 
 
 def broken_sites(
@@ -443,28 +445,33 @@ def start_vector(
         If a start has another shape than its site, is outside its support, or is
         not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     given = start.point() if isinstance(start, Fit) else dict(start or {})
     own = {p.name: p for p in problem.own}
     parts = []
     for entry in layout.entries:
         shape = entry.flat_shape
-        noise = torch.randn(shape, generator=generator, dtype=problem.dtype) * spread
+        noise = spread * torch.randn(
+            shape, generator=generator, dtype=problem.dtype, device="cpu"
+        )
         if entry.name in given:
             part = _start_of(problem, entry.name, given.pop(entry.name))
         else:
             part = own[entry.name].start if entry.name in own else noise
-        parts.append(part.reshape(-1).to(problem.dtype))
+        parts.append(part.reshape(-1).to(problem.device, problem.dtype))
     if given and not isinstance(start, Fit):
         check_latent_names(problem, given, "start")
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=problem.dtype)
+    if not parts:
+        return torch.zeros(0, dtype=problem.dtype, device=problem.device)
+    return torch.cat(parts)
 
 
 def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
     """Return a start value in unconstrained space, checked."""
     own = {p.name: p for p in problem.own}
     try:
-        constrained = torch.as_tensor(value).detach().to(problem.dtype)
+        constrained = torch.as_tensor(value).detach()
+        constrained = constrained.to(problem.device, problem.dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"start of '{name}' must be a number or an array, got {_shown(value)}"

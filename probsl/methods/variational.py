@@ -18,7 +18,6 @@ from probsl.engine.feed import NOISE
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
 from probsl.fit import Fit, Outcome, Run, Status
-from probsl.isolation import isolated
 from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
 from probsl.methods.search import (
     NEWTON_LIMIT,
@@ -279,9 +278,9 @@ class GuidePosterior:
         self, function: Callable[[], dict[str, Tensor]], count: int, seed: int
     ) -> dict[str, Tensor]:
         problem = self._problem
-        with isolated(problem.dtype, seed), torch.no_grad():
+        with problem.isolated(seed), torch.no_grad():
             if self._noise.replayable:
-                generator = torch.Generator().manual_seed(seed)
+                generator = torch.Generator("cpu").manual_seed(seed)
                 return self._drawn(function, self._noise.draw(count, generator))
             return map_draws(lambda _: function(), {}, count, self._elements)
 
@@ -294,7 +293,7 @@ class GuidePosterior:
         """Return draws spread like the guide, with its exact moments if Gaussian."""
         if not self._noise.replayable:
             return self.draw(count, 0)
-        with isolated(self._problem.dtype), torch.no_grad():
+        with self._problem.isolated(), torch.no_grad():
             return self._drawn(self._values, standardized(self._noise, count, 0))
 
     @cached_property
@@ -310,7 +309,7 @@ class GuidePosterior:
 
     @cached_property
     def _noise(self) -> NoiseRecord:
-        with isolated(self._problem.dtype), torch.no_grad():
+        with self._problem.isolated(), torch.no_grad():
             return record(self._values)
 
     def _drawn(
@@ -352,7 +351,9 @@ def _guide_starts(guide: Guide, start: Start) -> dict[str, Tensor]:
     same = {n: v.shape for n, v in own.items()} == {
         n: v.shape for n, v in fitted.items()
     }
-    return {n: v.detach() for n, v in fitted.items()} if same else own
+    if not same:
+        return own
+    return {n: v.detach().to(own[n].device) for n, v in fitted.items()}
 
 
 def _prepared(
@@ -385,7 +386,7 @@ def _is_finite(bound: ELBO, noise: NoiseRecord) -> bool:
     """Whether the bound is finite where it begins, at some fixed draws."""
     if not noise.replayable:
         return True
-    draws = noise.draw(_LEAST_DRAWS, torch.Generator().manual_seed(0))
+    draws = noise.draw(_LEAST_DRAWS, torch.Generator("cpu").manual_seed(0))
     with torch.no_grad():
         try:
             return bool(bound.averaged(bound.start, noise, draws).isfinite().all())
@@ -506,7 +507,7 @@ def _can_vectorize(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 
 def _agrees(bound: ELBO, noise: NoiseRecord, found: Found, run: Run) -> bool:
     """Whether an ELBO of fresh draws is as good as that of the fixed ones."""
-    generator = torch.Generator().manual_seed(run.seed + 1)
+    generator = torch.Generator("cpu").manual_seed(run.seed + 1)
     count = max(1024, 4 * noise.dimension)
     chunk = max(64, _FIXED_ELEMENTS // max(bound.problem.size, noise.dimension))
     with torch.no_grad():
@@ -535,7 +536,7 @@ def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found
             run=run,
             obstacle=f"the steps run eagerly, for the guide draws by {noise.obstacle}",
         )
-    generator = torch.Generator().manual_seed(run.seed)
+    generator = torch.Generator("cpu").manual_seed(run.seed)
     count = method.draws or _draws_per_step(run, bound, noise)
 
     def objective(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
@@ -566,7 +567,7 @@ def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:
     rows = run.batch_size or bound.problem.size
     if _STEP_DRAWS * max(noise.dimension, rows) > _FIXED_ELEMENTS:
         return 1
-    some = noise.draw(2, torch.Generator().manual_seed(0))
+    some = noise.draw(2, torch.Generator("cpu").manual_seed(0))
     together = _can_vectorize(lambda x: bound.averaged(x, noise, some), bound.start)
     return _STEP_DRAWS if together else 1
 

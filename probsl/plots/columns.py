@@ -77,7 +77,7 @@ def row_inputs(fit: Fit, data: Any) -> dict[str, Array]:
     for name, value in new_arguments(problem, data).items():
         if problem.has_rows and name not in problem.rows:
             continue
-        array = np.asarray(value) if torch.is_tensor(value) else np.empty(())
+        array = np.asarray(value.cpu()) if torch.is_tensor(value) else np.empty(())
         if array.ndim == 1:
             columns[name] = array.astype(float)
         elif array.ndim == 2:
@@ -174,4 +174,6 @@ def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
         )
     if given.get(name) is None:
         return None
-    return column(name, np.asarray(given[name], dtype=float), part, axis=1)
+    value = given[name]
+    value = value.cpu() if torch.is_tensor(value) else value
+    return column(name, np.asarray(value, dtype=float), part, axis=1)

@@ -42,7 +42,7 @@ class Element:
     def of(self, draws: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """Return this element of site -> draws ``[draws, ...]``."""
         values = draws[self.site]
-        return np.asarray(values.reshape(len(values), -1)[:, self.index].double())
+        return np.asarray(values.reshape(len(values), -1)[:, self.index].cpu().double())
 
 
 @dataclass(frozen=True)

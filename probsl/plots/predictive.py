@@ -94,7 +94,7 @@ def prediction(
     if draws is None:
         draws = min(20_000, max(1_000, _DRAWN // len(columns[x])))
     predicted = fit.predict(data, draws=draws, seed=seed)[site]
-    values = column(site, np.asarray(predicted.double()), part, axis=2)
+    values = column(site, np.asarray(predicted.cpu().double()), part, axis=2)
     across = columns[x]
     if values.shape[1:] != across.shape:
         raise ValueError(

@@ -9,7 +9,6 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 
-from probsl.isolation import isolated
 from probsl.predict import Generating, deterministics, prior_draws
 from probsl.sites import Role
 
@@ -50,14 +49,17 @@ class Priors:
         fn = self.distributions.get(element.site)
         if fn is None:
             return None
-        values = torch.as_tensor(grid).reshape(-1, *[1] * len(fn.batch_shape))
+        place = self.draws[element.site].device
+        values = torch.as_tensor(grid, device=place).reshape(
+            -1, *[1] * len(fn.batch_shape)
+        )
         values = values.expand(len(grid), *fn.batch_shape)
         inside = fn.support.check(values)
         # Outside its support a distribution may say anything.
         allowed = self.draws[element.site][0].to(values)
         density = fn.log_prob(torch.where(inside, values, allowed)).exp() * inside
         density = density.reshape(len(grid), -1)[:, element.index].double()
-        return np.asarray(torch.where(density.isfinite(), density, torch.nan))
+        return np.asarray(torch.where(density.isfinite(), density, torch.nan).cpu())
 
 
 def priors(fit: Fit, *, seed: int = 0) -> Priors:
@@ -93,7 +95,7 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
     if not missing:
         draws |= deterministics(problem, draws, own, count)
     generating = Generating(problem.feasible_values())
-    with isolated(problem.dtype), torch.no_grad(), generating:
+    with problem.isolated(), torch.no_grad(), generating:
         problem.run(own, problem.arguments.values)
     roots = set(problem.named(Role.PARAMETER)) & set(draws)
     distributions = {n: _by_element(generating.messages[n]["fn"]) for n in roots}

@@ -128,6 +128,18 @@ def no_start():
     fit(method=probsl.MAP(starts=0))
 
 
+for _device, _error, _words in [
+    ("gpu", ValueError, ["'cpu' or 'cuda'", "got 'gpu'"]),
+    ("meta", ValueError, ["'cpu' or 'cuda'", "got 'meta'"]),
+    (0, TypeError, ["'cpu', 'cuda'", "torch.device", "got 0"]),
+    ("cuda:999", ValueError, ["device='cuda:999' is not available here", "leave"]),
+]:
+
+    @case(_error, "device", *_words)
+    def bad_device(device=_device):
+        fit(device=device)
+
+
 @case(ValueError, "space", "'unconstrained'", "'log'")
 def unknown_space():
     fit(method=probsl.MAP(space="log"))
