@@ -131,7 +131,7 @@ def test_a_data_frame_is_a_matrix_of_the_widest_type():
 
 def test_cast_changes_floating_tensors_alone():
     arguments = bind(program, {"x": torch.ones(2), "y": torch.arange(2)})
-    cast = arguments.cast(torch.float64).values
+    cast = arguments.cast(torch.float64, torch.device("cpu")).values
     assert (cast["x"].dtype, cast["y"].dtype) == (torch.float64, torch.int64)
 
 
@@ -321,7 +321,7 @@ def test_one_row_is_never_ambiguous():
     "weights", [[2, 0, 1], pd.Series([2, 0, 1]), torch.tensor([2.0, 0.0, 1.0])]
 )
 def test_row_weights_become_floats(weights):
-    converted = row_weights(weights, 3, torch.float64)
+    converted = row_weights(weights, 3, torch.float64, torch.device("cpu"))
     assert converted.dtype is torch.float64
     assert converted.tolist() == [2.0, 0.0, 1.0]
 
