@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.engine.step import Step, Walk
+from probsl.engine.step import Step, Walk, scattered
 
 if TYPE_CHECKING:
     from probsl.engine.feed import Feed
@@ -23,6 +22,7 @@ Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 # Rows of the state of Adam's walk: the point, Adam's two moments, and for the whole
 # stage or window the mean of the points and the sums of gradients and their squares.
 _X, _FIRST, _SECOND, _MEAN, _DRIFT, _SQUARES = range(6)
+_USUAL_RATE = 0.03
 # Columns of what a place of a block is given beside rows and noise.
 _RATE, _SECOND_BIAS, _SHARE = range(3)
 
@@ -36,13 +36,8 @@ class AdamOptions:
     epsilon: float = 1e-8
 
 
-def adam_options(
-    optimizer: OptimizerFactory | None, like: Tensor, rate: float
-) -> AdamOptions | None:
-    """Return Adam's options if that is what is asked for, else None."""
-    if optimizer is None:
-        return AdamOptions(rate)
-    made = made_optimizer(optimizer, [like.detach().clone().requires_grad_()])
+def adam_options(made: torch.optim.Optimizer) -> AdamOptions | None:
+    """Return the options of plain Adam; None of any other optimizer."""
     if type(made) is not torch.optim.Adam or len(made.param_groups) != 1:
         return None
     group = made.param_groups[0]
@@ -54,15 +49,17 @@ def adam_options(
 
 
 def made_optimizer(
-    factory: OptimizerFactory, parameters: list[Tensor]
+    factory: OptimizerFactory | None, parameters: list[Tensor]
 ) -> torch.optim.Optimizer:
-    """Return the optimizer that a factory makes.
+    """Return the optimizer that a factory makes; None makes Adam.
 
     Raises
     ------
     TypeError
         If it makes something else.
     """
+    if factory is None:
+        return torch.optim.Adam(parameters, lr=_USUAL_RATE)
     made = factory(parameters)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
@@ -249,7 +246,7 @@ class OptimizerWalk:
     step
         Maps a point and what a place gives to the loss and the gradient.
     x
-        The point, shape ``[d]``.
+        The point, shape ``[d]``, which the optimizer moves.
     mean
         The average of the points of this stage.
     losses
@@ -263,23 +260,22 @@ class OptimizerWalk:
     def __init__(
         self,
         objective: Objective,
-        start: Tensor,
+        x: Tensor,
         feed: Feed,
         *,
-        optimizer: OptimizerFactory | None,
+        optimizer: torch.optim.Optimizer,
         scheduler: SchedulerFactory | None,
         clip: float | None,
     ) -> None:
-        self.x = start.detach().clone().requires_grad_()
-        factory = optimizer or functools.partial(torch.optim.Adam, lr=0.03)
-        self._optimizer = made_optimizer(factory, [self.x])
-        self._scheduler = scheduler(self._optimizer) if scheduler else None
+        self.x = x
+        self._optimizer = optimizer
+        self._scheduler = scheduler(optimizer) if scheduler else None
         self._objective = objective
         self._names: list[str] = []
         self._inputs: list[Tensor] = []
-        self.mean = start.detach().clone()
+        self.mean = x.detach().clone()
         self.count = self.done = 0
-        self.losses = start.detach().new_full((feed.places,), torch.nan)
+        self.losses = x.detach().new_full((feed.places,), torch.nan)
         self._sum = torch.zeros_like(self.mean)
         self._squares = torch.zeros_like(self.mean)
         self._window = 0
@@ -375,13 +371,7 @@ class OptimizerWalk:
             self._scheduler.step()
 
     def _examples(self) -> list[list[Tensor]]:
-        generator = torch.Generator("cpu").manual_seed(0)
-        x = self.x.detach()
-        noise = torch.randn(3, len(x), generator=generator, device="cpu").to(x) * 0.3
-        return [
-            [x + noise[i] * (i > 0), *(t[min(i, len(t) - 1)] for t in self._inputs)]
-            for i in range(3)
-        ]
+        return scattered(self.x.detach(), self._inputs)
 
 
 def drifts(total: Tensor, squares: Tensor, count: int) -> bool:

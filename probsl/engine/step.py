@@ -193,12 +193,24 @@ class Walk:
         return True
 
     def _examples(self) -> list[list[Tensor]]:
-        """Return several points, to compare a graph with the function."""
-        generator = torch.Generator("cpu").manual_seed(0)
-        examples = []
-        for place in range(3):
-            noise = torch.randn(self.state.shape, generator=generator, device="cpu")
-            state = self.state + 0.3 * noise.to(self.state) * (place > 0)
-            index = min(place, len(self.losses) - 1)
-            examples.append([state, *(tensor[index].clone() for tensor in self.inputs)])
-        return examples
+        return scattered(self.state, self.inputs)
+
+
+def scattered(point: Tensor, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return several lists of arguments, to compare a graph with its function.
+
+    Parameters
+    ----------
+    point
+        A point or state, which comes first, and then moved at random.
+    inputs
+        What places of a block give, each with one entry per place on its first axis.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    examples = []
+    for place in range(3):
+        noise = torch.randn(point.shape, generator=generator, device="cpu")
+        moved = point + 0.3 * noise.to(point) * (place > 0)
+        given = (tensor[min(place, len(tensor) - 1)].clone() for tensor in inputs)
+        examples.append([moved, *given])
+    return examples

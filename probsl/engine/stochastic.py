@@ -19,6 +19,7 @@ from probsl.engine.first_order import (
     OptimizerWalk,
     SchedulerFactory,
     adam_options,
+    made_optimizer,
 )
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
@@ -26,7 +27,6 @@ from probsl.engine.first_order import (
 _PATIENCE = 2
 WINDOW = 250
 _STAGES = 5
-_RATE = 0.03
 _DECAY = 0.3
 _BAD_STEPS = 20
 _RETREATS = 3
@@ -155,18 +155,15 @@ def settle(
     ('CONVERGED', tensor([ 1., -2.]))
     """
     feed = feed or Feed(WINDOW)
-    options = adam_options(optimizer, start, _RATE) if scheduler is None else None
+    x = start.detach().clone().requires_grad_()
+    made = made_optimizer(optimizer, [x])
+    options = adam_options(made) if scheduler is None else None
     walk: AdamWalk | OptimizerWalk
     if options is not None:
         walk = AdamWalk(objective, start, feed, options, clip_norm)
     else:
         walk = OptimizerWalk(
-            objective,
-            start,
-            feed,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            clip=clip_norm,
+            objective, x, feed, optimizer=made, scheduler=scheduler, clip=clip_norm
         )
     search = _Search(walk, feed, tolerance, compile, decays=scheduler is None)
     watch = _Watch(callback, every_step=every_step)
