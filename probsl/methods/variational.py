@@ -425,8 +425,11 @@ def _beginnings(
         return [near]
     size = sum(e.flat_shape.numel() for e in layout.entries if e.name in near.values)
     precision = mode.hessian[:size, :size].detach() * problem.size
-    factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(precision))
-    return [near] if failed else [Beginning(at(mode.x.detach()), factor), near]
+    inverse, singular = torch.linalg.inv_ex(precision)
+    factor, failed = torch.linalg.cholesky_ex(inverse)
+    if singular or failed:
+        return [near]
+    return [Beginning(at(mode.x.detach()), factor), near]
 
 
 def _fixed_draws(problem: Problem, bound: ELBO, noise: NoiseRecord) -> int | None:
