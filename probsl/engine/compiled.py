@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,18 +56,33 @@ def compiled(
     graphed = all(t.is_cuda for t in inputs)
     if graphed:  # a graph of the device reads its constants where they are
         key = (*key, tuple(t.data_ptr() for t in constants))
-    if key not in _COMPILED:
-        fixed = range(len(arguments), len(inputs)) if graphed else None
-        _COMPILED[key] = _compile(captured.graph, inputs, fixed)
-    return _COMPILED[key]
+    if key in _COMPILED:
+        return _COMPILED[key]
+    fixed = range(len(arguments), len(inputs)) if graphed else None
+    _COMPILED[key] = code = _compile(captured.graph, inputs, fixed)
+    if graphed:
+        forget_with(constants, key)
+    return code
 
 
-def laid_out(constants: Sequence[Tensor]) -> list[Tensor]:
+def forget_with(constants: Sequence[Tensor], key: Any) -> None:
+    """Let go of compiled code as soon as one of its constants is gone.
+
+    The address of a tensor says which one it is only as long as it is there; and a
+    graph of the device holds memory, which the next fit would take once more.
+    """
+    for constant in constants:
+        weakref.finalize(constant, _COMPILED.pop, key, None).atexit = False
+
+
+def laid_out(constants: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Return constants in the order in which compiled loops read them fastest.
 
     A product of a tall matrix with a vector becomes a loop over its rows, which is
-    vectorized if each column lies in one piece.
+    vectorized if each column lies in one piece. Single numbers, which torch lets be on
+    the CPU, go to the device: no graph of it can read them elsewhere.
     """
+    constants = [c if c.dim() else c.to(device) for c in constants]
     return [
         c.t().contiguous().t()
         if c.dim() == 2

@@ -79,7 +79,8 @@ class Step:
         from probsl.engine.compiled import compiled, laid_out
 
         try:
-            constants = laid_out(self._capture.constants)
+            device = examples[0][0].device
+            constants = laid_out(self._capture.constants, device)
             code = compiled(self._capture, examples[0], constants)
             found = [tuple(code([*values, *constants])) for values in examples]
         except Exception as error:  # whatever a compiler, or its absence, may raise

@@ -176,6 +176,21 @@ def test_the_copies_of_a_launched_step_outlive_the_next_launch():
     assert total == 3
 
 
+def test_compiled_code_is_let_go_of_with_the_constants_it_reads():
+    constants = [torch.ones(2), torch.zeros(3)]
+    compiled._COMPILED["key"] = "code"
+    compiled.forget_with(constants, "key")
+    assert "key" in compiled._COMPILED
+    del constants[0]
+    assert "key" not in compiled._COMPILED
+
+
+def test_single_numbers_are_where_compiled_code_reads_them():
+    constants = [torch.tensor(2.0), torch.ones(3, device=META)]
+    laid = compiled.laid_out(constants, META)
+    assert {constant.device for constant in laid} == {META}
+
+
 # --- On a device that is emulated
 
 
