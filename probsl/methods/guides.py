@@ -158,10 +158,11 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
     # The first call of a lazy guide makes its parameters.
     arguments = problem.arguments.values
     try:
-        with problem.program.untouched():
-            guide(**arguments)
-        _spread(guide, start.factor)
+        # Not as it is, for modules that it closes over may be on another device.
         functional = Functional(guide)
+        with problem.program.untouched():
+            functional.collect(arguments)
+        _spread(guide, start.factor)
         functional.collect(arguments)
     except Exception as error:
         error.add_note(
