@@ -94,6 +94,7 @@ class Functional:
         self.function = function
         self.modules = dict(_reachable_modules(function))
         self.own: tuple[OwnParameter, ...] = ()
+        self._copies: dict[str, tuple[Tensor, Any, Tensor]] = {}
         self._container = _Container(function, self.modules)
 
     def floating_types(self) -> set[torch.dtype]:
@@ -133,17 +134,33 @@ class Functional:
 
     def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `tensors` (path -> value) in its modules."""
-        device, dtype = torch.get_default_device(), torch.get_default_dtype()
         # All other parameters and buffers come along cloned or cast, never in place.
         for path, tensor in self._container.named_buffers():
-            tensors[path] = resident(tensor, dtype, device).clone()
+            tensors[path] = self._brought(path, tensor).clone()
         for path, tensor in self._container.named_parameters():
             if path not in tensors:
-                tensors[path] = resident(tensor.detach(), dtype, device)
+                tensors[path] = self._brought(path, tensor)
         with _module_contexts(self._container):
             return torch.func.functional_call(
                 self._container, tensors, (), dict(arguments)
             )
+
+    def _brought(self, path: str, tensor: Tensor) -> Tensor:
+        """Return a tensor in the type and on the device of the fit.
+
+        Where it has to be copied for that, it is once and not at every step, unless it
+        has changed.
+        """
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        same_type = tensor.dtype == dtype or not tensor.is_floating_point()
+        if tensor.is_inference() or (tensor.device == device and same_type):
+            return resident(tensor.detach(), dtype, device)
+        kept = self._copies.get(path)
+        state = (tensor._version, dtype, device)
+        if kept is None or kept[0] is not tensor or kept[1] != state:
+            kept = tensor, state, resident(tensor.detach(), dtype, device)
+            self._copies[path] = kept
+        return kept[2]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
