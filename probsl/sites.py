@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 from torch.distributions.constraint_registry import biject_to
 
+from probsl.isolation import forked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -356,10 +358,12 @@ def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
     fn = unwrap(message["fn"])
     if not isinstance(fn, torch.distributions.Laplace):
         return None
-    shape = message["value"].shape
+    value = message["value"].detach()
     if message["scale"] != 1.0 or message["mask"] is not None:
         return None
-    return fn.loc.detach().expand(shape), fn.scale.detach().expand(shape)
+    # A prior made outside the program may be of another type, and on another device.
+    location, scale = (t.detach().to(value) for t in (fn.loc, fn.scale))
+    return location.expand(value.shape), scale.expand(value.shape)
 
 
 def _parents(
@@ -378,8 +382,9 @@ def _parents(
     }
     discrete = {n: m["value"] for n, m in latents.items() if n not in continuous}
     values = {**continuous, **discrete}
-    random_state = torch.get_rng_state()
-    traced = visit(run, values=values)
+    device = torch.get_default_device()
+    with forked(device):  # all runs see the same random numbers, on any device
+        traced = visit(run, values=values)
     _refuse_changing_sites(messages, traced)
     reached = {
         name: _reached(log_density(message), continuous, name)
@@ -389,12 +394,14 @@ def _parents(
     parents = {name: list(reached[name]) for name in latents}
     used = {name for names in reached.values() for name in names}
     for name in [n for n in continuous if n not in used]:
-        torch.set_rng_state(random_state)
-        moved = visit(run, values={**values, name: second[name]["value"]})
+        with forked(device):
+            moved = visit(run, values={**values, name: second[name]["value"]})
         _refuse_detached(name, traced, moved)
     for name, value in discrete.items():
         changed = {**values, name: _other_value(traced[name], value)}
-        for other, message in visit(run, values=changed).items():
+        with forked(device):
+            visited = visit(run, values=changed)
+        for other, message in visited.items():
             if other in latents and other != name:
                 before = log_density(traced[other])
                 after = log_density(message)
