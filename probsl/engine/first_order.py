@@ -349,7 +349,7 @@ class OptimizerWalk:
         loss = closure()
         gradient = self.x.grad
         assert gradient is not None
-        if not (bool(loss.isfinite()) and bool(gradient.isfinite().all())):
+        if not bool(loss.isfinite() & gradient.isfinite().all()):
             return torch.full_like(loss, torch.nan)
         self._sum += gradient
         self._squares += gradient.square()

@@ -212,6 +212,7 @@ def _grouped(
     Both are needed. Points of equal height are two where labels are switched, and one
     where a direction is free.
     """
+    values, settled = values.cpu(), settled.cpu()  # looked at one by one
     order = sorted(
         (i for i in range(len(x)) if math.isfinite(values[i])),
         key=lambda i: (not settled[i], float(values[i])),
@@ -228,7 +229,7 @@ def _grouped(
         if near:
             t = x.new_tensor(_ON_THE_WAY)[:, None, None]
             way = x[first] + t * (x[near] - x[first])
-            high = heights(way.reshape(-1, x.shape[1])).reshape(len(t), -1)
+            high = heights(way.reshape(-1, x.shape[1])).reshape(len(t), -1).cpu()
             top = values[near].clamp(min=value) + _HILL * max(1.0, abs(value))
             joined = (high <= top).all(0).tolist()
             members += [i for i, same in zip(near, joined, strict=True) if same]
