@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    return_and_correct_aliasing,
+)
 
 from probsl import data
 
@@ -20,6 +22,8 @@ aten = torch.ops.aten
 # These take tensors of two devices, as on a GPU: copies, and indices on the CPU.
 _ACROSS = {aten.copy_.default, aten._to_copy.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+# A zero that is not there has no place in a tensor that only looks like one.
+_REPLACED = {aten._efficientzerotensor.default: aten.zeros.default}
 
 
 class Remote(torch.Tensor):
@@ -54,53 +58,110 @@ class Emulation(TorchDispatchMode):
 
 
 class Numbers(TorchFunctionMode):
-    """Copies numbers to the device, where torch itself would make an empty tensor."""
+    """Answers what torch would do out of sight of the other mode."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor):
-            device = torch.device(kwargs.get("device") or torch.get_default_device())
-            if device == DEVICE and isinstance(args[0], torch.Tensor):
-                return args[0].to(device, kwargs.get("dtype"))
-            if device == DEVICE:
-                return func(*args, **{**kwargs, "device": "cpu"}).to(device)
-        if func is torch.Tensor.new_tensor and args[0].device == DEVICE:
-            options = {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
-            return torch.tensor(args[1], **options).to(DEVICE)
-        if func is torch.Tensor.tolist and args[0].device == DEVICE:
-            return args[0].cpu().tolist()
-        return func(*args, **kwargs)
+        return _ANSWERS.get(func, _as_it_is)(func, args, kwargs or {})
+
+
+def _as_it_is(func, args, options):
+    return func(*args, **options)
+
+
+def _made(func, args, options):
+    """Copy numbers to the device, of which torch would make an empty tensor."""
+    device = torch.device(options.get("device") or torch.get_default_device())
+    if device != DEVICE:
+        return func(*args, **options)
+    if isinstance(args[0], torch.Tensor):
+        return args[0].to(device, options.get("dtype"))
+    return func(*args, **{**options, "device": "cpu"}).to(device)
+
+
+def _made_like(func, args, options):
+    if args[0].device != DEVICE:
+        return func(*args, **options)
+    options = {"dtype": args[0].dtype, **options, "device": "cpu"}
+    return torch.tensor(args[1], **options).to(DEVICE)
+
+
+def _set_data(func, args, options):
+    """Give a tensor other numbers, which else would only look like having them."""
+    if isinstance(args[0], Remote):
+        args[0].held = args[1].held
+        return None
+    return func(*args, **options)
+
+
+def _at(func, args, options):
+    """Make the index of a list on the CPU, and no empty one on the device."""
+    if isinstance(args[1], list):
+        args = (args[0], torch.tensor(args[1], device="cpu"), *args[2:])
+    return func(*args, **options)
+
+
+def _listed(func, args, options):
+    return func(args[0].cpu(), **options)
+
+
+_ANSWERS = {
+    torch.tensor: _made,
+    torch.as_tensor: _made,
+    torch.Tensor.new_tensor: _made_like,
+    torch.Tensor.data.__set__: _set_data,
+    torch.Tensor.__getitem__: _at,
+    torch.Tensor.__setitem__: _at,
+    torch.Tensor.tolist: _listed,
+}
 
 
 def _call(func, args, kwargs):
-    given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
-    remote = [v for v in given if isinstance(v, Remote)]
-    local = [v for v in given if not isinstance(v, Remote) and v.dim()]
+    remote, local = [], []
+
+    def held(value):
+        if isinstance(value, Remote):
+            remote.append(value)
+            return value.held
+        assert value.device != DEVICE, f"{func} got a tensor that no mode has seen"
+        if value.dim():
+            local.append(tuple(value.shape))
+        return value
+
+    given = _each(held, args)
+    options = {name: _each(held, value) for name, value in kwargs.items()}
     indices = func in _INDEXED and isinstance(args[0], Remote)
     if remote and local and func not in _ACROSS and not indices:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but {func} got "
-            f"{[tuple(v.shape) for v in local]} on the CPU"
+            f"Expected all tensors to be on the same device, but {func} got {local} on "
+            "the CPU"
         )
     there = bool(remote)
-    if kwargs.get("device") is not None:
-        there = torch.device(kwargs["device"]) == DEVICE
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if options.get("device") is not None:
+        there = torch.device(options["device"]) == DEVICE
+        options["device"] = torch.device("cpu")
     if func is aten.copy_.default:
         there = isinstance(args[0], Remote)
-    known = {id(v.held): v for v in remote}
-    args, kwargs = tree_map(
-        lambda v: v.held if isinstance(v, Remote) else v, (args, kwargs)
+    if there and options.get("generator") is not None:
+        raise RuntimeError(f"{func} draws on the device by a generator of the CPU")
+    result = _REPLACED.get(func, func)(*given, **options)
+    if remote and torch.Tag.inplace_view in func.tags:
+        # What the tensor says of its shape has to change too.
+        return return_and_correct_aliasing(func, args, kwargs, args[0])
+    if not there:
+        return result
+    known = {id(value.held): value for value in remote}
+    return _each(
+        lambda value: known[id(value)] if id(value) in known else Remote(value), result
     )
-    result = func(*args, **kwargs)
 
-    def wrapped(value):
-        if not isinstance(value, torch.Tensor) or not there:
-            return value
-        seen = known.get(id(value))
-        return Remote(value) if seen is None else seen
 
-    return tree_map(wrapped, result)
+def _each(function, value):
+    """Apply a function to a tensor, or to each in a list; torch's own is slow."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_each(function, each) for each in value])
+    return value
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import sys
 from functools import partial
 
-import emulation
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -27,9 +26,6 @@ from probsl.randomness import record, standardized
 META = torch.device("meta")
 NAMES = ("linear", "own parameters", "simplex")
 NAMED = [p for p in PAIRS if p.case.name in NAMES]
-# Emulation takes its time, so here are some ways through the code, and not all.
-SOME = ("MLE", "MAP", "MAP Adam")
-EMULATED = [p for p in NAMED if p.method in SOME and p.case.name == "linear"]
 
 
 def same(one, other):
@@ -189,45 +185,6 @@ def test_single_numbers_are_where_compiled_code_reads_them():
     constants = [torch.tensor(2.0), torch.ones(3, device=META)]
     laid = compiled.laid_out(constants, META)
     assert {constant.device for constant in laid} == {META}
-
-
-# --- On a device that is emulated
-
-
-@pytest.fixture
-def device(monkeypatch):
-    with emulation.emulated(monkeypatch):
-        yield emulation.DEVICE
-
-
-def on_the_cpu(values, device):
-    """Return tensors of the device on the CPU, once none is found elsewhere."""
-    assert {value.device for value in values.values()} == {device}
-    return {name: value.cpu() for name, value in values.items()}
-
-
-@pytest.mark.parametrize("pair", EMULATED, ids=str)
-def test_a_fit_stays_on_its_device(pair, device):
-    plain, fit = fitted(pair), pair.fit(device=device)
-    assert fit.status is plain.status
-    assert torch.equal(fit.losses, plain.losses)
-    same(on_the_cpu(fit.point(), device), plain.point())
-    same(on_the_cpu(fit.draw(3), device), plain.draw(3))
-    assert fit.log_likelihood() == plain.log_likelihood()
-    np.testing.assert_array_equal(fit.summary(), plain.summary())
-
-
-def test_the_emulated_device_refuses_what_is_elsewhere(device):
-    constant = torch.ones(10)
-
-    def program(y=None):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 10):
-            pyro.sample("y", dist.Normal(mu * constant, 1.0), obs=y)
-
-    with pytest.raises(RuntimeError, match="same device") as refusal:
-        probsl.fit(program, {"y": torch.ones(10)}, probsl.MAP(), device=device)
-    assert "constant.to(x.device)" in str(refusal.value.__notes__)
 
 
 # --- On a GPU
