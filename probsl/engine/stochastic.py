@@ -12,15 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from probsl.engine.adam import AdamWalk, adam_options
+from probsl.engine.any_optimizer import OptimizerWalk
 from probsl.engine.feed import Feed
-from probsl.engine.first_order import (
-    AdamWalk,
-    OptimizerFactory,
-    OptimizerWalk,
-    SchedulerFactory,
-    adam_options,
-    made_optimizer,
-)
+from probsl.engine.first_order import OptimizerFactory, SchedulerFactory, made_optimizer
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
 # and no drift: gradients of a noisy objective at rest average to zero.

@@ -11,21 +11,22 @@ from torch import Tensor
 
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
-from probsl.methods.search import (
-    NEWTON_LIMIT,
-    Found,
-    Start,
-    batch_at,
-    broken_sites,
-    calm_start,
+from probsl.methods.method_options import (
     check_latent_names,
     check_options,
     check_prior_weight,
     prior_weights,
+)
+from probsl.methods.search import (
+    NEWTON_LIMIT,
+    Found,
+    batch_at,
+    broken_sites,
     search_exactly,
     search_noisily,
     watching,
 )
+from probsl.methods.starts import Start, calm_start
 from probsl.options import several_names, whole_number
 from probsl.sites import Role
 

@@ -24,7 +24,7 @@ POUTINE_ROOMS = [
     "predict",
     "problem",
     "scoring",
-    "sites",
+    "visits",
 ]
 
 
