@@ -128,6 +128,10 @@ class AdamWalk:
         """Go on with the graph of the step, where there is one."""
         return self._walk is not None and self._walk.trace()
 
+    def is_compiled(self) -> bool:
+        """Return whether the compiled step is at hand."""
+        return self._walk is not None and self._walk.is_compiled()
+
     def compile(self) -> bool:
         """Go on with the compiled step, where there is one."""
         return self._walk is not None and self._walk.compile()

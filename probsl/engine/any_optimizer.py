@@ -89,6 +89,10 @@ class OptimizerWalk:
         """Go on with the graph of the gradient, where there is one."""
         return self.step.trace(self._examples())
 
+    def is_compiled(self) -> bool:
+        """Return whether the compiled gradient is at hand."""
+        return self.step.is_compiled(self._examples())
+
     def compile(self) -> bool:
         """Go on with the compiled gradient, where there is one."""
         return self.step.compile(self._examples())

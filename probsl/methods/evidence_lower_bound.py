@@ -11,6 +11,7 @@ from torch.distributions.transforms import identity_transform
 from probsl.coordinates import Coordinates, Entry
 from probsl.fit import Fit
 from probsl.methods.guide_posterior import GuidePosterior
+from probsl.methods.method_options import as_tensors
 from probsl.methods.starts import Start, start_vector
 from probsl.scoring import Batch, total, weighed_terms
 
@@ -46,7 +47,7 @@ class ELBO:
     ) -> None:
         self.problem = problem
         self.guide = guide
-        self.weights = weights
+        self._factors = as_tensors(problem, weights)
         self._guide_names = {f"{GUIDE}{p.name}": p for p in guide.functional.own}
         entries = [
             Entry(name, identity_transform, p.start.shape)
@@ -73,7 +74,7 @@ class ELBO:
         scoring = self.guide.score(guide_own, batch)
         log_q = total(weighed_terms(scoring, problem.data_plate, batch))
         log_p = problem.log_density(
-            scoring.values, own, batch, prior_weights=self.weights
+            scoring.values, own, batch, prior_weights=self._factors
         )
         return (log_q - log_p) / problem.size
 

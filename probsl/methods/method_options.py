@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from probsl.fit import Fit
 from probsl.options import did_you_mean, finite_number, shown, whole_number
@@ -82,6 +83,18 @@ def prior_weights(
         check_latent_names(problem, weight, "prior_weight")
         return {n: float(w) for n, w in weight.items()}
     return dict.fromkeys(problem.named(Role.PARAMETER), float(weight))
+
+
+def as_tensors(
+    problem: Problem, weights: Mapping[str, float]
+) -> dict[str, float | Tensor]:
+    """Return prior weights as tensors, so that one graph serves all that are not 0.
+
+    A number would be part of the graph, and another number another graph to compile. A
+    prior of weight 0 is left out of the graph.
+    """
+    options: Any = {"dtype": problem.dtype, "device": problem.device}
+    return {n: torch.tensor(w, **options) if w else 0.0 for n, w in weights.items()}
 
 
 def check_latent_names(problem: Problem, names: Any, argument: str) -> None:

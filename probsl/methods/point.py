@@ -12,6 +12,7 @@ from torch import Tensor
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
 from probsl.methods.method_options import (
+    as_tensors,
     check_latent_names,
     check_options,
     check_prior_weight,
@@ -253,6 +254,7 @@ class _Objective:
         self.layout = layout
         self.weights = weights
         self.jacobian = jacobian
+        self._factors = as_tensors(problem, weights)
         self._latents = {s.name for s in problem.latents}
 
     def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
@@ -260,7 +262,7 @@ class _Objective:
             x, self.problem.weigh_rows
         )
         density = self.problem.log_density(
-            values, values, batch, prior_weights=self.weights
+            values, values, batch, prior_weights=self._factors
         )
         if self.jacobian:
             density = density + jacobian

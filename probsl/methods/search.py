@@ -181,7 +181,7 @@ def search_noisily(
     obstacle
         Why no graph can stand for the objective, in a sentence, if it is known.
     """
-    if obstacle and run.compile is True:
+    if obstacle and run.compile not in ("auto", False):
         warnings.warn(obstacle, UserWarning, stacklevel=2)
     with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
         settled: Settled = settle(
