@@ -107,7 +107,7 @@ def search_exactly(
         objective,
         start,
         tolerance=tolerance,
-        max_steps=max_steps or 1000,
+        max_steps=max_steps or (1000 if len(start) <= NEWTON_LIMIT else 5000),
         l1=l1,
         newton_limit=newton_limit,
         idle=idle,
