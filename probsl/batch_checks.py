@@ -10,7 +10,8 @@ from torch import Tensor
 from probsl.dry_run import ADD_A_PLATE
 from probsl.options import whole_number
 from probsl.scoring import Batch
-from probsl.sites import Role, plates_of, visit
+from probsl.sites import Role
+from probsl.visits import plates_of, visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

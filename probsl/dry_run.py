@@ -12,7 +12,7 @@ from torch import nn
 from probsl.conversion import place
 from probsl.isolation import isolated
 from probsl.program_errors import annotate, refuse_unequal_lengths
-from probsl.sites import (
+from probsl.visits import (
     is_factor,
     is_observation,
     plates_of,
@@ -22,16 +22,17 @@ from probsl.sites import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from probsl.data import Arguments
     from probsl.parameters import Functional
+    from probsl.rows import AllRows
+    from probsl.sites import Site
+    from probsl.visits import Plate
 
 ADD_A_PLATE = (
     'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
 )
-
-
 _OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
@@ -252,3 +253,45 @@ def _check_support(message: Any) -> None:
             f"{value[tuple(first)].tolist()} in {place(first)}; change those values "
             "or the distribution"
         )
+
+
+def refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:
+    """Refuse a program with neither a latent nor a parameter of its own."""
+    if not any(s.latent for s in sites) and not functional.own:
+        raise ValueError(
+            "the program has no latent site and no parameter of its own, so there is "
+            'nothing to fit; declare one, for example pyro.sample("w", '
+            "dist.Normal(0.0, 1.0))"
+        )
+
+
+def refuse_other_plate(
+    plate: Plate | None, source: AllRows, arguments: Arguments
+) -> None:
+    """Refuse a data plate that is not as long as the rows at hand."""
+    held = arguments.lengths()[source.names[0]]
+    if plate is not None and plate.dim is not None and plate.size != held:
+        raise ValueError(
+            f"plate '{plate.name}' has size {plate.size} for a batch of {held} rows; "
+            "size it by the program's arguments, as in plate('data', len(x)), or say "
+            f"which are the rows, for example rows={source.names}"
+        )
+
+
+def data_plate_of(messages: Mapping[str, Any]) -> Plate | None:
+    """Return the outermost plate, if all observed sites share it."""
+    outermost = []
+    for message in messages.values():
+        if is_observation(message):
+            plates = plates_of(message)
+            outermost.append(plates[0] if plates else None)
+    first = outermost[0] if outermost else None
+    if first is None or any(p is None or p.name != first.name for p in outermost):
+        return None
+    return first
+
+
+def observed_elements(messages: Mapping[str, Any]) -> int:
+    """Return how many values are observed in all, at least 1."""
+    observed = [m["value"] for m in messages.values() if is_observation(m)]
+    return max(sum(int(value.numel()) for value in observed), 1)

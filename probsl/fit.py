@@ -106,15 +106,15 @@ class Run:
         Called as ``callback(step, loss, parameters)`` after every step, with
         the flat unconstrained vector; a true answer stops the fit.
     compile
-        Whether first-order steps are compiled: from the first one on, never, or
-        once that promises to pay.
+        From which first-order step on they are compiled: True is 1, False never, and
+        "auto" once that promises to pay.
     """
 
     seed: int = 0
     batch_size: int | None = None
     progress: bool | None = None
     callbacks: tuple[Callable[[int, float, Tensor], Any], ...] = ()
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto"] | int = "auto"
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def fit(
     weights: Any = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    compile: Literal["auto"] | bool = "auto",
+    compile: Literal["auto"] | int = "auto",
     progress: bool | None = None,
     callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
 ) -> Fit:
@@ -431,7 +431,8 @@ def fit(
     compile
         Whether to compile first-order steps: True before the first one, False never,
         "auto" once the time still to go promises to repay a compiler's seconds.
-        Searches that end in tens of steps need none.
+        Searches that end in tens of steps need none. A number compiles from that
+        step on: `compiled_from` of a fit by "auto" repeats it bit for bit.
     progress
         Whether to show a progress bar; None shows one on a terminal.
     callbacks
@@ -466,8 +467,8 @@ def fit(
     _check_method(method)
     _check_callbacks(callbacks)
     seed = whole_number("seed", seed, least=0)
-    if compile not in ("auto", True, False):
-        raise ValueError(f"compile must be 'auto', True or False, got {compile!r}")
+    if compile != "auto":
+        compile = _first_compiled(compile)
     started = time.perf_counter()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
@@ -564,6 +565,17 @@ def _check_method(method: Any) -> None:
             "method must be a value such as probsl.MLE(), probsl.MAP() or "
             f"probsl.SVI(guide), got {method!r}"
         )
+
+
+def _first_compiled(compile: Any) -> int:
+    """Return the step from which on to compile; 0 is never."""
+    try:
+        return whole_number("compile", compile, least=0)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "compile must be 'auto', True, False or the step to compile from, got "
+            f"{compile!r}"
+        ) from None
 
 
 def _check_callbacks(callbacks: Any) -> None:

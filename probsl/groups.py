@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from probsl.fit import Fit
-from probsl.methods.search import prior_weights
+from probsl.methods.method_options import prior_weights
 from probsl.options import whole_number
 from probsl.predict import (
     deterministics,

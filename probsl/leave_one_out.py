@@ -10,7 +10,7 @@ import torch
 
 from probsl.fit import log_score
 from probsl.groups import KnowsDensity
-from probsl.methods.search import prior_weights
+from probsl.methods.method_options import prior_weights
 from probsl.predict import map_draws
 from probsl.psis import LeaveOneOut, leave_one_out
 

@@ -86,3 +86,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     folded = {each.casefold(): each for each in known}
     nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f"; did you mean '{folded[nearest[0]]}'?" if nearest else ""
+
+
+def shown(value: Any) -> str:
+    """Return a short text as it is, and of anything longer what it is."""
+    text = repr(value)
+    return text if len(text) < 60 else f"a value of type {type(value).__name__}"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from probsl.data import bind, by_name
 from probsl.random_functions import independent_draws
-from probsl.sites import Role, is_deterministic, is_observation
+from probsl.sites import Role
+from probsl.visits import is_deterministic, is_observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -20,21 +20,23 @@ from probsl.data import (
     floating_type,
     row_weights,
 )
-from probsl.dry_run import ADD_A_PLATE, blaming_batches, check_program, dry_run
+from probsl.dry_run import (
+    ADD_A_PLATE,
+    blaming_batches,
+    check_program,
+    data_plate_of,
+    dry_run,
+    observed_elements,
+    refuse_nothing_to_fit,
+    refuse_other_plate,
+)
 from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
 from probsl.parameters import Functional, OwnParameter
 from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import Batch, Scoring, by_row, named_terms, site_terms, total
-from probsl.sites import (
-    Plate,
-    Role,
-    Site,
-    inventory,
-    is_observation,
-    plates_of,
-    visit,
-)
+from probsl.sites import Role, Site, inventory
+from probsl.visits import Plate, is_observation, visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -143,20 +145,20 @@ class Problem:
             source = source.read_as(dtype, place)
         with blaming_batches(source is not None):
             messages = dry_run(functional, arguments, dtype, place)
-        plate = _data_plate(messages)
+        plate = data_plate_of(messages)
         with isolated(dtype, device=place):
             own = {p.name: p.start for p in functional.own}
             sites = inventory(
                 lambda: functional(own, arguments.values),
                 plate.name if plate else None,
             )
-        _refuse_nothing_to_fit(sites, functional)
-        size = plate.size if plate else _observed_elements(messages)
+        refuse_nothing_to_fit(sites, functional)
+        size = plate.size if plate else observed_elements(messages)
         others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
         if plate:
             others.pop(plate.name, None)
         if source is not None:
-            _refuse_other_plate(plate, source, arguments)
+            refuse_other_plate(plate, source, arguments)
         found = () if source is None else source.names
         if plate and not isinstance(source, StreamedRows):
             found = find_rows(arguments, size, rows, others)
@@ -563,43 +565,3 @@ def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:
         for name, weight in prior_weights.items()
         if not torch.is_tensor(weight) and weight == 0
     }
-
-
-def _refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:
-    if not any(s.latent for s in sites) and not functional.own:
-        raise ValueError(
-            "the program has no latent site and no parameter of its own, so there is "
-            'nothing to fit; declare one, for example pyro.sample("w", '
-            "dist.Normal(0.0, 1.0))"
-        )
-
-
-def _refuse_other_plate(
-    plate: Plate | None, source: AllRows, arguments: Arguments
-) -> None:
-    """Refuse a data plate that is not as long as the rows at hand."""
-    held = arguments.lengths()[source.names[0]]
-    if plate is not None and plate.dim is not None and plate.size != held:
-        raise ValueError(
-            f"plate '{plate.name}' has size {plate.size} for a batch of {held} rows; "
-            "size it by the program's arguments, as in plate('data', len(x)), or say "
-            f"which are the rows, for example rows={source.names}"
-        )
-
-
-def _data_plate(messages: Mapping[str, Any]) -> Plate | None:
-    """Return the outermost plate, if all observed sites share it."""
-    outermost = []
-    for message in messages.values():
-        if is_observation(message):
-            plates = plates_of(message)
-            outermost.append(plates[0] if plates else None)
-    first = outermost[0] if outermost else None
-    if first is None or any(p is None or p.name != first.name for p in outermost):
-        return None
-    return first
-
-
-def _observed_elements(messages: Mapping[str, Any]) -> int:
-    observed = [m["value"] for m in messages.values() if is_observation(m)]
-    return max(sum(int(value.numel()) for value in observed), 1)

@@ -17,7 +17,7 @@ from probsl.enumeration import (
     touches_enumerated,
     trace_enumerated,
 )
-from probsl.sites import Plate, is_deterministic, scored_value
+from probsl.visits import Plate, is_deterministic, scored_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

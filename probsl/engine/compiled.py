@@ -50,14 +50,11 @@ def compiled(
         Takes one list, the arguments and constants, which it empties; returns the
         results.
     """
-    inputs = [*arguments, *constants]
-    shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
-    key: tuple[Any, ...] = (captured.key, shapes, torch.get_num_threads())
-    graphed = all(t.is_cuda for t in inputs)
-    if graphed:  # a graph of the device reads its constants where they are
-        key = (*key, tuple(t.data_ptr() for t in constants))
+    key = _key(captured, arguments, constants)
     if key in _COMPILED:
         return _COMPILED[key]
+    inputs = [*arguments, *constants]
+    graphed = all(t.is_cuda for t in inputs)
     fixed = range(len(arguments), len(inputs)) if graphed else None
     _COMPILED[key] = code = _compile(captured.graph, inputs, fixed)
     if graphed:
@@ -73,6 +70,26 @@ def forget_with(constants: Sequence[Tensor], key: Any) -> None:
     """
     for constant in constants:
         weakref.finalize(constant, _COMPILED.pop, key, None).atexit = False
+
+
+def is_compiled(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> bool:
+    """Return whether `compiled` would find the code in this process."""
+    return _key(captured, arguments, constants) in _COMPILED
+
+
+def _key(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> tuple[Any, ...]:
+    """Return what tells apart the graphs that need code of their own."""
+    inputs = [*arguments, *constants]
+    shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
+    key = (captured.key, shapes, torch.get_num_threads())
+    if all(t.is_cuda for t in inputs):
+        # A graph of the device reads its constants where they are.
+        return (*key, tuple(t.data_ptr() for t in constants))
+    return key
 
 
 def laid_out(constants: Sequence[Tensor], device: torch.device) -> list[Tensor]:

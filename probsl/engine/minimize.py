@@ -21,6 +21,7 @@ from probsl.engine.descent import (
     Outcome,
     Settling,
     Verdict,
+    indices,
     is_finite,
 )
 from probsl.engine.proximal import aligned, orthant_search, pseudo_gradient
@@ -91,6 +92,9 @@ def minimize(
     that stay large are worth nothing any more (flattening), or the objective falls
     without bound. STALLED: rounding, or a kink, hides every way down.
 
+    Beyond `newton_limit` nobody looks for null directions, and a tail is where going
+    as far again costs nothing.
+
     References
     ----------
     Nocedal and Wright (2006), "Numerical Optimization", chapters 3, 4 and 7.
@@ -125,6 +129,8 @@ def minimize(
             verdict = descend(descent, rough=exact)
             if exact:
                 verdict = finish(descent)
+            elif verdict.outcome is Outcome.CONVERGED and l1 is None:
+                verdict = go_as_far_again(descent, start)
     except KeyboardInterrupt:
         verdict = Verdict(Outcome.INTERRUPTED)
     if idle == "report":
@@ -170,6 +176,30 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
             end = (descent.at_wall() if walled else None) or settling.tail()
             return end or Verdict(Outcome.CONVERGED if low else Outcome.STALLED)
     return Verdict(Outcome.MAX_STEPS)
+
+
+def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:
+    """Judge an end without a Hessian: beyond a minimum all rises, and no tail does.
+
+    Beyond a quadratic's minimum it rises by as much as it fell on the way there. The
+    ways are those from the start and, as classes are kept apart by a direction, zero.
+    """
+    for origin in (start, torch.zeros_like(start)):
+        way = descent.x - origin
+        if leads_down(descent, way):
+            far = way.abs() > way.abs().max() / 2
+            return Verdict(Outcome.RUNAWAY, indices(far), flattening=True)
+    return Verdict(Outcome.CONVERGED)
+
+
+def leads_down(descent: Descent, way: Tensor) -> bool:
+    """Whether a way [d] here came down visibly, and would not rise if it went on."""
+
+    def rise(share: float) -> float:
+        return descent.landscape.slope(descent.x + share * way)[0] - descent.value
+
+    noise = descent.noise
+    return rise(-1.0) > 1e3 * noise and all(rise(s) <= noise for s in (0.25, 0.5, 1.0))
 
 
 def wolfe_search(

@@ -97,6 +97,15 @@ class Step:
         self.form, self.code, self.constants = "compiled", code, constants
         return True
 
+    def is_compiled(self, examples: Sequence[Sequence[Tensor]]) -> bool:
+        """Return whether compiled code of the graph is at hand, from an earlier fit."""
+        if self._capture is None or self.trouble:
+            return False
+        from probsl.engine.compiled import is_compiled, laid_out
+
+        constants = laid_out(self._capture.constants, examples[0][0].device)
+        return is_compiled(self._capture, examples[0], constants)
+
     def give_up(self, trouble: str) -> None:
         """Say once why there is no faster form, and look for none."""
         self.trouble = trouble
@@ -172,6 +181,10 @@ class Walk:
     def trace(self) -> bool:
         """Go on with the graph, where there is one."""
         return self.step.trace(self._examples())
+
+    def is_compiled(self) -> bool:
+        """Return whether compiled code of the graph is at hand."""
+        return self.step.is_compiled(self._examples())
 
     def compile(self) -> bool:
         """Go on with compiled code, where there is some."""

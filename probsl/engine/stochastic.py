@@ -12,15 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from probsl.engine.adam import AdamWalk, adam_options
+from probsl.engine.any_optimizer import OptimizerWalk
 from probsl.engine.feed import Feed
-from probsl.engine.first_order import (
-    AdamWalk,
-    OptimizerFactory,
-    OptimizerWalk,
-    SchedulerFactory,
-    adam_options,
-    made_optimizer,
-)
+from probsl.engine.first_order import OptimizerFactory, SchedulerFactory, made_optimizer
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
 # and no drift: gradients of a noisy objective at rest average to zero.
@@ -37,7 +32,8 @@ _TRACING, _COMPILING = 0.5, 6.0
 _USUAL_STEPS = 5000
 
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-Compile = Literal["auto"] | bool
+# From which step on; True is 1, and False never.
+Compile = Literal["auto"] | int
 # Called with step, objective, point and rate.
 Callback = Callable[[int, float, Tensor, float], Any]
 
@@ -125,8 +121,9 @@ def settle(
     tolerance
         The progress per window that counts as none.
     compile
-        True compiles the step before the first one, and "auto" once that promises
-        to pay; where it cannot be, the search goes on without, and warns.
+        True compiles the step before the first one, a number before the first block
+        that begins at that step or later, and "auto" once that promises to pay; where
+        it cannot be, the search goes on without, and warns.
     callback
         Called with step, objective, point and rate; a true answer ends the search.
     every_step
@@ -242,10 +239,9 @@ class _Search:
 
     def prepare(self) -> None:
         """Compile before the first step, if that is wanted."""
-        if self._compile is True:
+        if self._due():
             self.walk.load(self._feed.take())
-            if self.walk.compile():
-                self.compiled_from = 1
+            self._take_over()
             self._feed.back()
 
     def block(self, max_steps: int, watch: _Watch) -> bool:
@@ -271,9 +267,13 @@ class _Search:
         self._collected = done
 
     def _speed_up(self, max_steps: int) -> None:
-        """Go over to a faster form of the step where the time still to go repays it."""
+        """Go over to a faster form of the step where it is due, or promises to pay."""
         step = self.walk.step
-        if self._compile != "auto" or step.trouble or self.compiled_from is not None:
+        if step.trouble or self.compiled_from is not None:
+            return
+        if self._compile != "auto":
+            if self.steps and self._due():
+                self._take_over()
             return
         if not self._timed:
             return
@@ -281,11 +281,21 @@ class _Search:
         left = min(max_steps - self.steps, max(_USUAL_STEPS - self.steps, self.steps))
         remaining = self._seconds / self._timed * left
         if remaining > 2 * _COMPILING:
-            if self.walk.compile():
-                self.compiled_from = self.steps + 1
+            self._take_over()
         elif remaining > 4 * _TRACING and step.form == "eager":
             self.walk.trace()
             self._seconds, self._timed = 0.0, 0
+            if self.walk.is_compiled():  # an earlier fit has paid for it
+                self._take_over()
+
+    def _due(self) -> bool:
+        """Whether the next step is one that compiled code was asked to take."""
+        return self._compile != "auto" and 0 < self._compile <= self.steps + 1
+
+    def _take_over(self) -> None:
+        """Go over to compiled code, if there is a compiler."""
+        if self.walk.compile():
+            self.compiled_from = self.steps + 1
 
     def stuck(self) -> bool:
         """Go back where steps are not finite any more; return whether that is vain."""

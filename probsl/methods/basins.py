@@ -24,6 +24,8 @@ _ON_THE_WAY = (0.1, 0.5, 0.9)
 # Ends farther apart in height are two; a hill is what rises higher than rounding, and
 # than what is left of the descent.
 _LEVEL, _HILL = 1e-5, 2e-8
+# Along many coordinates so many times its tolerance is left where a descent ends.
+_LEFT = 10
 # Starts that lag behind the half that has settled have this many times its rounds, and
 # so many of those that could still win are followed to their end.
 _PATIENCE, _FOLLOWED = 1.5, 4
@@ -212,6 +214,7 @@ def _grouped(
     Both are needed. Points of equal height are two where labels are switched, and one
     where a direction is free.
     """
+    tolerance = torch.finfo(x.dtype).eps ** 0.75
     values, settled = values.cpu(), settled.cpu()  # looked at one by one
     order = sorted(
         (i for i in range(len(x)) if math.isfinite(values[i])),
@@ -221,7 +224,7 @@ def _grouped(
     while order:
         first, *rest = order
         value = float(values[first])
-        level = _LEVEL * max(1.0, abs(value))
+        level = max(_LEVEL, _LEFT * tolerance) * max(1.0, abs(value))
         near = [i for i in rest if abs(float(values[i]) - value) <= level]
         near += [i for i in rest if not settled[i] and i not in near]
         near = [i for i in near if float(values[i]) >= value - level]

@@ -31,7 +31,8 @@ from probsl.isolation import forked
 from probsl.parameters import Functional
 from probsl.program_errors import annotate
 from probsl.scoring import Batch, Scoring
-from probsl.sites import Role, plates_of
+from probsl.sites import Role
+from probsl.visits import plates_of
 
 if TYPE_CHECKING:
     from probsl.problem import Problem

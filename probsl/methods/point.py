@@ -11,21 +11,22 @@ from torch import Tensor
 
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
-from probsl.methods.search import (
-    NEWTON_LIMIT,
-    Found,
-    Start,
-    batch_at,
-    broken_sites,
-    calm_start,
+from probsl.methods.method_options import (
+    as_tensors,
     check_latent_names,
     check_options,
     check_prior_weight,
     prior_weights,
+)
+from probsl.methods.search import (
+    Found,
+    batch_at,
+    broken_sites,
     search_exactly,
     search_noisily,
     watching,
 )
+from probsl.methods.starts import Start, calm_start
 from probsl.options import several_names, whole_number
 from probsl.sites import Role
 
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
     from probsl.scoring import Batch
+
+
+# Up to this many coordinates L-BFGS is far ahead of first-order steps, and the thirty
+# vectors that it remembers are no burden.
+_EXACT_LIMIT = 100_000
+# Coordinates times starts that are searched together, for the same reason.
+_TOGETHER = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,16 @@ class MLE:
         prior.
     optimizer
         A `torch.optim` class or a `functools.partial` of one. None chooses: up to
-        300 dimensions, L-BFGS finished by trust-region Newton; beyond, Adam.
+        100,000 dimensions with all rows at once L-BFGS, up to 300 finished by
+        trust-region Newton; beyond, and in batches, Adam.
     scheduler
         A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
         moves the rate of first-order steps. None lowers the rate at plateaus.
     clip_norm
         A gradient per row that is longer is scaled down to this norm.
     max_steps
-        Steps at most; None: 1,000, or 20,000 first-order ones.
+        Steps at most; None: 1,000 up to 300 dimensions, then 5,000, or 20,000
+        first-order ones.
     tolerance
         What the best next step may still gain per row.
     start
@@ -252,6 +262,7 @@ class _Objective:
         self.layout = layout
         self.weights = weights
         self.jacobian = jacobian
+        self._factors = as_tensors(problem, weights)
         self._latents = {s.name for s in problem.latents}
 
     def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
@@ -259,7 +270,7 @@ class _Objective:
             x, self.problem.weigh_rows
         )
         density = self.problem.log_density(
-            values, values, batch, prior_weights=self.weights
+            values, values, batch, prior_weights=self._factors
         )
         if self.jacobian:
             density = density + jacobian
@@ -313,8 +324,9 @@ def _search_all(
 ) -> Several:
     starts = _starts(objective, method, run)
     smooth, l1 = objective.without_l1()
-    exact = _is_exact(run, method, objective.layout.size, l1)
-    if exact and len(starts) > 1:
+    size = objective.layout.size
+    exact = _is_exact(run, method, size, l1)
+    if exact and len(starts) > 1 and len(starts) * size <= _TOGETHER:
         with watching(run, problem.size, method.max_steps) as callback:
             several = search_together(
                 smooth,
@@ -344,9 +356,9 @@ def _is_exact(
     run: Run, method: MLE | MAP, size: int, l1: tuple[Tensor, Tensor] | None
 ) -> bool:
     """Whether the objective has no noise, and no optimizer was asked for."""
-    chosen = method.optimizer or method.scheduler
-    exact = run.batch_size is None and chosen is None
-    return exact and (size <= NEWTON_LIMIT or l1 is not None)
+    options = (method.optimizer, method.scheduler, method.clip_norm)
+    exact = run.batch_size is None and options == (None, None, None)
+    return exact and (size <= _EXACT_LIMIT or l1 is not None)
 
 
 def _search(

@@ -1,6 +1,7 @@
 """Why which search: python tests/benchmarks/choice.py.
 
-Points: Newton's method against first-order steps, by the number of coordinates.
+Points: L-BFGS (up to 300 coordinates finished by Newton's method) against first-order
+steps, by the number of coordinates.
 Distributions: fixed draws against noisy steps, by the number of latents. The answer of
 either is scored by its objective; what it lacks is in nats.
 """
@@ -15,25 +16,27 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import probsl
-from probsl.methods import point, search
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.03)
 
 
 def points() -> None:
-    print("\nMAP of a logistic regression with 2,000 rows\n")
-    print(f"{'columns':>8}{'Newton':>12}{'Adam':>12}{'Adam lacks':>12}")
-    for columns in (20, 100, 300, 600):
-        data = programs.logistic_data(2000, columns)
-        # The limit is what is in question here.
-        point.NEWTON_LIMIT = search.NEWTON_LIMIT = 10_000
+    print("\nMAP of a logistic regression with 2,000 rows, and of a network\n")
+    print(f"{'coordinates':>12}{'L-BFGS':>12}{'Adam':>12}{'Adam lacks':>12}")
+    cases = [
+        (programs.logistic, programs.logistic_data(2000, columns))
+        for columns in (20, 100, 300, 600, 3000, 10_000)
+    ]
+    cases.append((programs.network()[0], programs.network_data()))
+    for program, data in cases:
         seconds, fits = [], []
         for method in (probsl.MAP(), probsl.MAP(optimizer=ADAM)):
             began = time.perf_counter()
-            fits.append(probsl.fit(programs.logistic, data, method))
+            fits.append(probsl.fit(program, data, method))
             seconds.append(time.perf_counter() - began)
         lacks = _height(fits[1]) - _height(fits[0])
-        print(f"{columns:8}{seconds[0]:10.2f} s{seconds[1]:10.2f} s{lacks:12.4f}")
+        size = sum(v.numel() for v in fits[0].posterior.point().values())
+        print(f"{size:12}{seconds[0]:10.2f} s{seconds[1]:10.2f} s{lacks:12.4f}")
 
 
 def _height(fit: probsl.Fit) -> float:

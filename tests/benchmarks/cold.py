@@ -25,7 +25,7 @@ x, y = data["x"], data["y"]
 """
 
 PROBSL = """
-import pyro, pyro.distributions as dist, torch, probsl
+import probsl, pyro, pyro.distributions as dist, torch
 from pyro.infer.autoguide import AutoNormal
 torch.set_num_threads(1)
 def program(x, y=None):

@@ -11,6 +11,7 @@ from programs import DTYPE, PROBLEMS, problem
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 import probsl
+from probsl.engine import compiled as engine_compiled
 from probsl.engine import step as engine
 
 STEPS = 8
@@ -116,10 +117,58 @@ def test_the_clock_decides_when_to_compile(monkeypatch, traced_only):
     assert probsl.fit(case.program, case.data, method).compiled_from is None
 
 
-def test_only_these_answers_to_compile_are_known():
+@pytest.mark.parametrize("compile", ["always", -1, 0.5, None])
+def test_only_these_answers_to_compile_are_known(compile):
     case = problem("linear")
-    with pytest.raises(ValueError, match="'auto', True or False"):
-        losses(case, "MAP", compile="always")
+    with pytest.raises(ValueError, match="'auto', True, False or the step"):
+        losses(case, "MAP", compile=compile)
+
+
+def test_a_fit_that_the_clock_sped_up_can_be_repeated(monkeypatch):
+    case = problem("linear")
+    method = METHODS["SVI"](max_steps=600)
+    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 0.0)
+    fit = probsl.fit(case.program, case.data, method)
+    again = probsl.fit(case.program, case.data, method, compile=fit.compiled_from)
+    assert fit.compiled_from == again.compiled_from == 251
+    assert torch.equal(fit.losses, again.losses)
+
+
+@pytest.mark.parametrize("name", ["MAP", "SVI"])
+def test_a_path_over_prior_weights_is_compiled_once(name, monkeypatch):
+    case = problem("linear")
+    compiled = []
+
+    def compiling(*arguments):
+        compiled.append(arguments)
+        return made(*arguments)
+
+    made = engine_compiled._compile
+    monkeypatch.setattr("probsl.engine.compiled._compile", compiling)
+    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    fits = [
+        probsl.fit(
+            case.program,
+            case.data,
+            METHODS[name](prior_weight=weight, max_steps=STEPS),
+            compile=True,
+        )
+        for weight in (0.1, 1.0, 10.0)
+    ]
+    assert [fit.compiled_from for fit in fits] == [1, 1, 1]
+    assert len(compiled) == 1
+    assert len({float(fit.losses[0]) for fit in fits}) == 3
+
+
+def test_code_that_is_at_hand_is_taken_sooner(monkeypatch):
+    case = problem("linear")
+    method = METHODS["MAP"](max_steps=600)
+    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 1e6)
+    monkeypatch.setattr("probsl.engine.stochastic._TRACING", 0.0)
+    assert probsl.fit(case.program, case.data, method).compiled_from is None
+    probsl.fit(case.program, case.data, method, compile=True)
+    assert probsl.fit(case.program, case.data, method).compiled_from == 251
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,24 @@ def test_without_a_hessian_it_sees_runaways_too():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "spread"), [(300, 0.0), (300, 0.3), (1000, 0.0)])
+def test_without_a_hessian_it_sees_separated_classes(rows, spread, dtype):
+    x = normal(rows, 500, dtype=dtype)
+    y = (x[:, 0] > 0).to(dtype)
+
+    def objective(w, penalty=0.0):
+        return (softplus(x @ w) - y * (x @ w)).mean() + penalty * w @ w
+
+    start = spread * normal(500, seed=1, dtype=dtype)
+    assert minimize(objective, start).outcome is Outcome.RUNAWAY
+    penalized = minimize(lambda w: objective(w, 1e-3), start)
+    assert penalized.outcome is Outcome.CONVERGED
+    # Nor does it take a minimum for a tail where there is no way to go.
+    again = minimize(lambda w: objective(w, 1e-3), penalized.x)
+    assert again.outcome is Outcome.CONVERGED
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_names_collinear_columns(scale, dtype):
     X = normal(50, 3, dtype=dtype)

@@ -1,0 +1,238 @@
+"""One run of a program, and what the message of each of its sites tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
+from torch.distributions.constraint_registry import biject_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A `pyro.plate` around a site; `dim` is None for a sequential one."""
+
+    name: str
+    size: int
+    dim: int | None
+    full_size: int
+
+
+class _Visit(Messenger):
+    """Gives every latent a feasible value and notes each sample statement.
+
+    A prior draw would do worse: heavy tails overflow, flat priors cannot draw.
+    """
+
+    def __init__(
+        self, jitter: float = 0.0, values: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.messages: dict[str, Any] = {}
+        self.refusal: Exception | None = None
+        self._jitter = jitter
+        self._values = values or {}
+
+    @property
+    def last(self) -> str | None:
+        return next(reversed(self.messages), None)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            return
+        name = msg["name"]
+        try:
+            if name in self.messages:
+                raise ValueError(
+                    f"two sample sites are named '{name}'; give each its own name, in "
+                    f'a loop for example f"{name}_{{i}}"'
+                )
+            _refuse_no_distribution(name, msg["fn"])
+            if not msg["is_observed"] and name not in self._values:
+                _refuse_strange_support(name, msg["fn"])
+        except (TypeError, ValueError) as refusal:
+            self.refusal = refusal
+            raise
+        if not msg["is_observed"]:
+            if name in self._values:
+                msg["value"] = self._values[name]
+                msg["done"] = True
+            elif is_continuous(msg["fn"]):
+                msg["value"] = self._feasible(msg["fn"])
+                msg["done"] = True
+        self.messages[name] = msg
+
+    def _feasible(self, fn: Any) -> Tensor:
+        transform = biject_to(fn.support)
+        shape = transform.inverse_shape(fn.shape())
+        noise = torch.randn(shape) if self._jitter else torch.zeros(shape)
+        value: Tensor = transform(self._jitter * noise)
+        return value
+
+
+def visit(
+    run: Callable[[], Any],
+    *,
+    jitter: float = 0.0,
+    values: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Run a program and return the message of every sample site, in order.
+
+    Parameters
+    ----------
+    run
+        Calls the program; it must be inside `probsl.isolation.isolated`.
+    jitter
+        Standard deviation of the latents in unconstrained space around zero.
+    values
+        Latents to hold at given constrained values instead.
+
+    Raises
+    ------
+    ValueError
+        If two sites share a name or a latent has no usable support. An error
+        of the program's own is raised as it is, with the site reached added.
+    """
+    visiting = _Visit(jitter, values)
+    try:
+        with visiting:
+            run()
+    except Exception as error:
+        if error is not visiting.refusal:
+            reached = visiting.last
+            where = (
+                f"after sample site '{reached}'" if reached else "before its first site"
+            )
+            error.add_note(f"probsl: the program raised this {where}")
+        raise
+    return visiting.messages
+
+
+def plates_of(message: Any) -> tuple[Plate, ...]:
+    """Return the plates around a message, outermost first."""
+    return tuple(
+        Plate(
+            name=frame.name,
+            size=int(frame.size),
+            dim=frame.dim,
+            full_size=int(frame.full_size or frame.size),
+        )
+        for frame in message["cond_indep_stack"]
+    )
+
+
+def is_deterministic(message: Any) -> bool:
+    """Return whether a message is a `pyro.deterministic` statement."""
+    return bool(message["infer"].get("_deterministic"))
+
+
+def is_factor(message: Any) -> bool:
+    """Return whether a message is a `pyro.factor` statement."""
+    return isinstance(unwrap(message["fn"]), dist.Unit)
+
+
+def is_observation(message: Any) -> bool:
+    """Return whether a message is an observed site in the statistician's sense."""
+    return (
+        message["is_observed"]
+        and not is_deterministic(message)
+        and not is_factor(message)
+    )
+
+
+def is_continuous(fn: Any) -> bool:
+    """Return whether a distribution is one of continuous values."""
+    return not fn.support.is_discrete
+
+
+def unwrap(fn: Any) -> Any:
+    """Return the distribution inside `to_event`, `mask` and `expand`."""
+    while True:
+        inner = getattr(fn, "base_dist", None)
+        if inner is None or isinstance(fn, TransformedDistribution):
+            return fn
+        fn = inner
+
+
+def scored_value(message: Any) -> Tensor:
+    """Return a site's value as its distribution can score it: 0 and 1 as floats."""
+    value: Tensor = message["value"]
+    support = message["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    truth = value.dtype is torch.bool or isinstance(support, type(constraints.boolean))
+    return value.to(torch.get_default_dtype()) if truth else value
+
+
+def log_density(message: Any) -> Tensor:
+    """Return the log density of a site's value, held constant, entry by entry."""
+    density: Tensor = message["fn"].log_prob(scored_value(message).detach())
+    return torch.nan_to_num(density)
+
+
+def refuse_unannotated(messages: Mapping[str, Any]) -> None:
+    """Refuse discrete latents that the program does not ask to sum out."""
+    for name, message in messages.items():
+        if (
+            not message["is_observed"]
+            and not is_continuous(message["fn"])
+            and message["infer"].get("enumerate") is None
+        ):
+            raise ValueError(
+                f"latent site '{name}' is discrete and gradient descent cannot move "
+                'it; annotate it with infer={"enumerate": "parallel"}, or decorate '
+                "the program with pyro.infer.config_enumerate, to sum it out"
+            )
+
+
+def refuse_changing_sites(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Refuse a program whose sites, or their shapes, differ between two runs."""
+    shapes = [
+        {n: (tuple(m["value"].shape), bool(m["is_observed"])) for n, m in run.items()}
+        for run in (first, second)
+    ]
+    for name in dict.fromkeys([*shapes[0], *shapes[1]]):
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise ValueError(
+                f"site '{name}' changes from run to run (present, then absent or of "
+                "another shape); a program must reach the same sites whatever the "
+                "values of its latents"
+            )
+
+
+def _refuse_no_distribution(name: str, fn: Any) -> None:
+    if isinstance(fn, dist.Distribution):
+        return
+    kind = type(fn).__name__
+    if isinstance(fn, torch.distributions.Distribution):
+        raise TypeError(
+            f"site '{name}' samples from torch.distributions.{kind}; use "
+            f"pyro.distributions.{kind}"
+        )
+    raise TypeError(
+        f"site '{name}' samples from a {kind}, which is no distribution; give one of "
+        "pyro.distributions"
+    )
+
+
+def _refuse_strange_support(name: str, fn: Any) -> None:
+    if not is_continuous(fn) and not fn.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{name}' is a discrete {type(unwrap(fn)).__name__} that "
+            "cannot be summed out; replace it by its marginal likelihood"
+        )
+    held: list[Any] = list(vars(unwrap(fn)).values())
+    if any(torch.is_tensor(t) and t.is_complex() for t in held):
+        raise ValueError(
+            f"latent site '{name}' is complex; write it as two real sites, its real "
+            "and its imaginary part"
+        )
