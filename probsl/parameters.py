@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 
 from probsl.conversion import resident
+from probsl.relocation import Relocation
 from probsl.signature import signature_of
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Functional:
         self.own: tuple[OwnParameter, ...] = ()
         self._copies: dict[str, tuple[Tensor, Any, Tensor]] = {}
         self._container = _Container(function, self.modules)
+        self._relocation = Relocation()
 
     def floating_types(self) -> set[torch.dtype]:
         """Return the floating types of the modules' parameters."""
@@ -140,7 +142,7 @@ class Functional:
         for path, tensor in self._container.named_parameters():
             if path not in tensors:
                 tensors[path] = self._brought(path, tensor)
-        with _module_contexts(self._container):
+        with _module_contexts(self._container), self._relocation:
             return torch.func.functional_call(
                 self._container, tensors, (), dict(arguments)
             )

@@ -318,12 +318,10 @@ class Generating(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        # A distribution made outside the program may draw in another floating type, and
-        # on another device.
+        # A distribution made outside the program may draw in another floating type.
         value, dtype = msg["value"], torch.get_default_dtype()
-        if torch.is_tensor(value):
-            kind = dtype if value.is_floating_point() else None
-            msg["value"] = value.to(torch.get_default_device(), kind)
+        if torch.is_tensor(value) and value.is_floating_point():
+            msg["value"] = value.to(dtype)
 
 
 class Drawing(Generating):

@@ -8,8 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from both_devices import NOISY, fit_on, on_both, same, same_fit
-from programs import NET, TREND, problem
+from programs import DTYPE, NET, TREND, problem
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import probsl
@@ -192,3 +193,36 @@ def test_a_laplace_prior_made_elsewhere_has_exact_zeros(device):
         fit = probsl.fit(program, data, probsl.MAP(), device=where)
         assert fit.status is probsl.Status.CONVERGED
         assert float(fit.point()["mu"]) == 0
+
+
+class Net(PyroModule):
+    """A network whose priors are made with it, wherever that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = PyroModule[nn.Linear](2, 3)
+        spread = torch.full((3, 2), 2.0)
+        self.layer.weight = PyroSample(dist.Normal(0.0, spread).to_event(2))
+        self.layer.bias = PyroSample(
+            dist.StudentT(3.0, torch.zeros(3), 1.0).to_event(1)
+        )
+
+    def forward(self, x, y=None):
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(1), 1.0).to_event(1))
+        mean = self.layer(x).tanh().sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+@pytest.mark.parametrize(
+    "method", [probsl.MAP(), probsl.SVI(AutoNormal, **NOISY)], ids=["MAP", "SVI"]
+)
+def test_priors_that_a_network_holds_are_those_on_the_cpu(method, device):
+    net, data = Net(), problem("linear").data
+    fits = [
+        probsl.fit(net, data, method, device=where, dtype=DTYPE, compile=False)
+        for where in (device, "cpu")
+    ]
+    same_fit(*fits)
+    predicted = [fit.predict({"x": data["x"]}, draws=4) for fit in fits]
+    same(*predicted)

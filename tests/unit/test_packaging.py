@@ -23,6 +23,7 @@ POUTINE_ROOMS = [
     "parameters",
     "predict",
     "problem",
+    "relocation",
     "scoring",
     "visits",
 ]
