@@ -8,12 +8,16 @@ made are then repeated, with the numbers of each step in place of the first ones
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from probsl.engine.driver import Driver, DriverError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,11 +57,6 @@ class Replay:
     ------
     ReplayError
         If not all that the step does is calls of compiled loops.
-
-    Attributes
-    ----------
-    place
-        The next place of the block.
     """
 
     def __init__(
@@ -69,8 +68,8 @@ class Replay:
         constants: Sequence[Tensor],
     ) -> None:
         self._states = (state.clone(), torch.empty_like(state))
-        self._turn = 0
-        self.place = 0
+        # The next place of the block, and which of the states is the last one.
+        self._progress = (ctypes.c_int64 * 2)(0, 0)
         first = [state.clone(), *(given.clone() for given in places[0])]
         calls, results = _listen(function, [*first, *constants])
         after, loss = results
@@ -79,37 +78,56 @@ class Replay:
         roles[_storage(loss)] = _LOSS
         _check_roles(first, results, roles, calls, constants)
 
+        def owners(place: int, turn: int) -> dict[int, Tensor]:
+            """Return what takes the place of the first tensors."""
+            given = {i + 1: tensor for i, tensor in enumerate(places[place])}
+            states = {0: self._states[turn], _AFTER: self._states[1 - turn]}
+            return {**given, **states, _LOSS: losses[place]}
+
         def bound(place: int, turn: int) -> list[tuple[Callable[..., Any], list[Any]]]:
-            before, then = self._states[turn], self._states[1 - turn]
-            owners = {i + 1: given for i, given in enumerate(places[place])}
-            owners |= {0: before, _AFTER: then, _LOSS: losses[place]}
+            mine = owners(place, turn)
             return [
-                (call, [_placed(a, roles, owners) for a in arguments])
+                (call, [_placed(a, roles, mine) for a in arguments])
                 for call, arguments in calls
             ]
 
-        self._calls = [
-            (bound(place, 0), bound(place, 1)) for place in range(len(places))
-        ]
+        self._bound = functools.cache(bound)
+        blocks = [[owners(i, turn) for turn in (0, 1)] for i in range(len(places))]
+        self._driver = _driver(calls, roles, blocks)
 
     @property
     def state(self) -> Tensor:
         """The state after the last whole step; a view, which later steps change."""
-        return self._states[self._turn]
+        return self._states[self._progress[1]]
+
+    @property
+    def place(self) -> int:
+        """The next place of the block."""
+        return self._progress[0]
+
+    @place.setter
+    def place(self, place: int) -> None:
+        self._progress[0] = place
 
     def set(self, state: Tensor) -> None:
         """Go on from another state."""
-        self._states[self._turn].copy_(state)
+        self.state.copy_(state)
 
     def run(self, stop: int) -> None:
-        """Take the steps from the next place up to `stop`."""
-        turn = self._turn
-        for turns in self._calls[self.place : stop]:
-            for call, arguments in turns[turn]:
+        """Take the steps from the next place up to `stop`.
+
+        An interrupt leaves the last whole step.
+        """
+        driver, progress = self._driver, self._progress
+        while driver is not None and progress[0] < stop and driver(progress, stop):
+            pass
+        # A loop that threw an exception throws it again from Python.
+        place, turn = progress
+        while place < stop:
+            for call, arguments in self._bound(place, turn):
                 call(*arguments)
-            # An interrupt leaves the last whole step.
-            self._turn = turn = 1 - turn
-            self.place += 1
+            place, turn = place + 1, 1 - turn
+            progress[:] = [place, turn]
 
 
 _AFTER, _LOSS = -1, -2
@@ -199,6 +217,37 @@ def _placed(argument: Any, roles: dict[int, int], owners: dict[int, Tensor]) -> 
     owner = owners[role]
     offset = owner.storage_offset() + argument.storage_offset()
     return owner.as_strided(argument.size(), argument.stride(), offset)
+
+
+def _driver(
+    calls: Sequence[tuple[Any, tuple[Any, ...]]],
+    roles: dict[int, int],
+    blocks: Sequence[Sequence[dict[int, Tensor]]],
+) -> Driver | None:
+    """Return machine code that makes all the calls, if they are of loops alone."""
+    arguments = [a for _, given in calls for a in given]
+    if not all(map(torch.is_tensor, arguments)):
+        return None
+    starts = {
+        role: torch.tensor([[o[role].data_ptr() for o in turns] for turns in blocks])
+        for role in blocks[0][0]
+    }
+
+    def addresses(argument: Tensor) -> Tensor:
+        role = roles.get(_storage(argument))
+        if role is None:
+            return torch.full_like(starts[0], argument.data_ptr())
+        offset = int(argument.storage_offset()) * argument.element_size()
+        return starts[role] + offset
+
+    try:
+        return Driver(
+            [loop for loop, _ in calls],
+            [len(given) for _, given in calls],
+            torch.stack([addresses(a) for a in arguments], -1),
+        )
+    except DriverError:
+        return None
 
 
 def _storage(tensor: Tensor) -> int:
