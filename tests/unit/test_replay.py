@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from probsl.engine import driver
+from probsl.engine.listening import ReplayError, _repeated
 from probsl.engine.step import Step, Walk
+
+aten = torch.ops.aten
 
 PLACES = 40
 
@@ -16,6 +19,15 @@ def halfway(state, given):
 
 def shared(state, divisor):
     return state + 7 // divisor, state.sum() * 1.0
+
+
+def factored(state, given):
+    """Return a state and a loss by way of operations that have no loop."""
+    matrix = (state.unsqueeze(-1) * given).cos()
+    factor = torch.linalg.cholesky(matrix @ matrix.mT + 200 * torch.eye(200))
+    solved = torch.linalg.solve_triangular(factor, matrix, upper=False)
+    sums = solved.cumsum(0).sort(0).values.mean(1)
+    return (state + sums) / 2, factor.diagonal().log().sum()
 
 
 def walk(places=PLACES, *, compiled=True):
@@ -129,3 +141,55 @@ def test_an_interrupt_leaves_the_last_whole_step(monkeypatch):
     assert made.done == 3
     assert equal((made.state, made.losses[:3]), (expected[0], expected[1][:3]))
     assert made.losses[3:].isnan().all()
+
+
+def test_operations_without_a_loop_are_called_again_bit_for_bit():
+    given = torch.randn(6, 200, 200, generator=torch.Generator().manual_seed(0))
+    made, direct = (Walk(Step(factored), torch.ones(200), [given]) for _ in range(2))
+    assert made.compile()
+    assert direct.compile()
+    assert made._replay is not None
+    assert made._replay._driver is None
+    direct._replay = None
+    assert equal(taken(made, (2, 6)), taken(direct, (2, 6)))
+
+
+def test_an_operation_is_called_again_on_what_it_made_first():
+    values = torch.rand(3, 4)
+    made = values.cumsum(0)
+    (call,) = _repeated(aten.cumsum.default, (values, 0), {}, made)
+    expected = made.clone()
+    made.zero_()
+    call.function(*call.arguments, **call.options)
+    assert torch.equal(made, expected)
+    pair = values.sort(0)
+    (call,) = _repeated(aten.sort.default, (values, 0), {}, tuple(pair))
+    assert call.options["values"] is pair.values
+    assert call.options["indices"] is pair.indices
+
+
+def test_a_view_is_not_made_again():
+    values = torch.rand(3, 4)
+    assert _repeated(aten.t.default, (values,), {}, values.t()) == []
+
+
+def test_what_writes_in_place_is_called_as_it_is():
+    values = torch.rand(3)
+    (call,) = _repeated(aten.add_.Tensor, (values, values), {}, values)
+    assert call.function is aten.add_.Tensor
+    (call,) = _repeated(aten._linalg_check_errors.default, (values, "", True), {}, None)
+    assert call.function is aten._linalg_check_errors.default
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        (aten.rand_like.default, (torch.rand(3),)),
+        (aten.nonzero.default, (torch.rand(3),)),
+        (aten.unbind.int, (torch.rand(3),)),
+        (aten.equal.default, (torch.rand(3), torch.rand(3))),
+    ],
+)
+def test_what_makes_something_else_each_time_is_refused(operation, arguments):
+    with pytest.raises(ReplayError):
+        _repeated(operation, arguments, {}, operation(*arguments))
