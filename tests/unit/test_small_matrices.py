@@ -31,6 +31,8 @@ CASES = {
         (normal(3), normal(4, 7), normal(7, 3)),
         {"beta": 0.5, "alpha": 2.0},
     ),
+    "narrow product": (aten.mm.default, (normal(90, 80), normal(80, 9)), {}),
+    "narrow products": (aten.bmm.default, (normal(2, 90, 80), normal(2, 80, 9)), {}),
     "product alone": (
         aten.addmm.default,
         (normal(3) * torch.nan, normal(4, 7), normal(7, 3)),
