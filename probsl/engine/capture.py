@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # What is computed from constants is kept as a constant, up to this many elements.
 _FOLDED_ELEMENTS = 10_000_000
+_INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
 
 
 class CaptureError(RuntimeError):
@@ -98,6 +99,7 @@ def capture(
         reason = str(error).strip().split("\n")[0]
         raise CaptureError(f"it cannot be traced ({reason})") from error
     _fold(graph)
+    _number_masks(graph)
     captured = Capture(graph, _lift(graph))
     for arguments in examples:
         expected = compared(function(*arguments))
@@ -157,8 +159,19 @@ def _fold(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _value_of(node: Node, constants: dict[Node, Tensor]) -> Tensor | None:
+def _value_of(node: Node, constants: dict[Node, Any]) -> Tensor | None:
     """Return what a node computes from constants alone, if it is worth keeping."""
+    result = _computed(node, constants)
+    if not torch.is_tensor(result) or result.numel() > _FOLDED_ELEMENTS:
+        return None
+    held = [constants[parent] for parent in node.all_input_nodes]
+    if not any(_same_storage(result, value) for value in held):
+        return result
+    return result.clone() if result.numel() == 1 else None
+
+
+def _computed(node: Node, constants: dict[Node, Any]) -> Any:
+    """Return what a node computes, and None where that is not from constants alone."""
     tags = getattr(node.target, "tags", ())
     if (
         node.op != "call_function"
@@ -171,13 +184,50 @@ def _value_of(node: Node, constants: dict[Node, Tensor]) -> Tensor | None:
         return constants.get(argument, argument)
 
     values, options = pytree.tree_map(real, (node.args, node.kwargs))
-    result = node.target(*values, **options)  # type: ignore[operator]
-    if not torch.is_tensor(result) or result.numel() > _FOLDED_ELEMENTS:
+    return node.target(*values, **options)  # type: ignore[operator]
+
+
+def _number_masks(graph: GraphModule) -> None:
+    """Index by the places where a constant mask is true, in the place of the mask.
+
+    How many elements a mask picks only its values tell: no loop can be compiled that
+    picks them.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target not in _INDEXED:
+            continue
+        indices: list[Any] = []
+        for index in node.args[1]:
+            mask = None if index is None else _constant(index, graph)
+            if mask is None or mask.dtype is not torch.bool:
+                indices.append(index)
+                continue
+            for axis, places in enumerate(mask.nonzero(as_tuple=True)):
+                name = f"_{node.name}_{len(indices)}_{axis}"
+                graph.register_buffer(name, places)
+                with graph.graph.inserting_before(node):
+                    indices.append(graph.graph.get_attr(name))
+        node.args = (node.args[0], indices, *node.args[2:])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _constant(node: Node, graph: GraphModule) -> Any:
+    """Return the value of a node that no input of the graph comes into, else None."""
+    needed, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - needed
+        needed |= new
+        waiting += new
+    if any(one.op == "placeholder" for one in needed):
         return None
-    held = [v for v in pytree.tree_leaves(values) if torch.is_tensor(v)]
-    if not any(_same_storage(result, value) for value in held):
-        return result
-    return result.clone() if result.numel() == 1 else None
+    known: dict[Node, Any] = {}
+    for one in graph.graph.nodes:
+        if one in needed and one.op == "get_attr":
+            known[one] = getattr(graph, str(one.target))
+        elif one in needed:
+            known[one] = _computed(one, known)
+    return known[node]
 
 
 def _same_storage(one: Tensor, other: Tensor) -> bool:

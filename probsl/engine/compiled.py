@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from probsl.engine.small_matrices import drop_checks, written_out
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -130,7 +132,11 @@ def _compile(
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
         with tracing(TracingContext(mode)), mode, torch.no_grad():
-            lowered = make_fx(graph, decomposition_table=select_decomp_table())(*fakes)
+            table = select_decomp_table()
+            if fixed is None:
+                table = written_out(table)
+            lowered = make_fx(graph, decomposition_table=table)(*fakes)
+            drop_checks(lowered)
             lowered.graph.eliminate_dead_code()
             lowered.recompile()
             if fixed is None:

@@ -8,24 +8,20 @@ made are then repeated, with the numbers of each step in place of the first ones
 
 from __future__ import annotations
 
-import inspect
-import re
+import ctypes
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from probsl.engine.driver import Driver, DriverError
+from probsl.engine.listening import Call, ReplayError, listen
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-# Calls that make new tensors at each run are not on buffers that stay.
-_UNREPEATABLE = re.compile(r"\b(aten|torch\.ops|inductor_ops|_quantized)\.")
-_COMMENT = re.compile(r"#.*")
-_LOOPS = "cpp_fused"
-
-
-class ReplayError(RuntimeError):
-    """A compiled function whose calls cannot be repeated."""
+__all__ = ["Replay", "ReplayError"]
 
 
 class Replay:
@@ -52,12 +48,7 @@ class Replay:
     Raises
     ------
     ReplayError
-        If not all that the step does is calls of compiled loops.
-
-    Attributes
-    ----------
-    place
-        The next place of the block.
+        If a list of calls cannot stand for what the step does.
     """
 
     def __init__(
@@ -69,128 +60,104 @@ class Replay:
         constants: Sequence[Tensor],
     ) -> None:
         self._states = (state.clone(), torch.empty_like(state))
-        self._turn = 0
-        self.place = 0
+        # The next place of the block, and which of the states is the last one.
+        self._progress = (ctypes.c_int64 * 2)(0, 0)
         first = [state.clone(), *(given.clone() for given in places[0])]
-        calls, results = _listen(function, [*first, *constants])
+        calls, results = listen(function, [*first, *constants])
         after, loss = results
         roles = {_storage(tensor): i for i, tensor in enumerate(first)}
         roles[_storage(after)] = _AFTER
         roles[_storage(loss)] = _LOSS
         _check_roles(first, results, roles, calls, constants)
 
-        def bound(place: int, turn: int) -> list[tuple[Callable[..., Any], list[Any]]]:
-            before, then = self._states[turn], self._states[1 - turn]
-            owners = {i + 1: given for i, given in enumerate(places[place])}
-            owners |= {0: before, _AFTER: then, _LOSS: losses[place]}
+        def owners(place: int, turn: int) -> dict[int, Tensor]:
+            """Return what takes the place of the first tensors."""
+            given = {i + 1: tensor for i, tensor in enumerate(places[place])}
+            states = {0: self._states[turn], _AFTER: self._states[1 - turn]}
+            return {**given, **states, _LOSS: losses[place]}
+
+        varying = [any(_storage(t) in roles for t in c.tensors()) for c in calls]
+        fixed = [partial(c.function, *c.arguments, **c.options) for c in calls]
+
+        def bound(place: int, turn: int) -> list[partial[Any]]:
+            mine = owners(place, turn)
             return [
-                (call, [_placed(a, roles, owners) for a in arguments])
-                for call, arguments in calls
+                _placed_call(call, roles, mine) if varies else same
+                for call, varies, same in zip(calls, varying, fixed, strict=True)
             ]
 
-        self._calls = [
-            (bound(place, 0), bound(place, 1)) for place in range(len(places))
-        ]
+        self._bound = cache(bound)
+        blocks = [[owners(i, turn) for turn in (0, 1)] for i in range(len(places))]
+        self._driver = _driver(calls, roles, blocks)
 
     @property
     def state(self) -> Tensor:
         """The state after the last whole step; a view, which later steps change."""
-        return self._states[self._turn]
+        return self._states[self._progress[1]]
+
+    @property
+    def place(self) -> int:
+        """The next place of the block."""
+        return self._progress[0]
+
+    @place.setter
+    def place(self, place: int) -> None:
+        self._progress[0] = place
 
     def set(self, state: Tensor) -> None:
         """Go on from another state."""
-        self._states[self._turn].copy_(state)
+        self.state.copy_(state)
 
     def run(self, stop: int) -> None:
-        """Take the steps from the next place up to `stop`."""
-        turn = self._turn
-        for turns in self._calls[self.place : stop]:
-            for call, arguments in turns[turn]:
-                call(*arguments)
-            # An interrupt leaves the last whole step.
-            self._turn = turn = 1 - turn
-            self.place += 1
+        """Take the steps from the next place up to `stop`.
+
+        An interrupt leaves the last whole step.
+        """
+        driver, progress = self._driver, self._progress
+        while driver is not None and progress[0] < stop and driver(progress, stop):
+            pass
+        # A loop that threw an exception throws it again from Python.
+        place, turn = progress
+        while place < stop:
+            for call in self._bound(place, turn):
+                call()
+            place, turn = place + 1, 1 - turn
+            progress[:] = [place, turn]
 
 
 _AFTER, _LOSS = -1, -2
-
-
-def _listen(
-    function: Any, arguments: list[Tensor]
-) -> tuple[list[tuple[Callable[..., Any], tuple[Any, ...]]], tuple[Tensor, Tensor]]:
-    """Run a compiled function once, and return the calls it made and its results."""
-    call = getattr(function, "current_callable", None)
-    module: dict[str, Any] = getattr(getattr(call, "__func__", call), "__globals__", {})
-    loops = [name for name in module if name.startswith(_LOOPS)]
-    try:
-        source = _COMMENT.sub("", inspect.getsource(call)) if call else ""
-    except (OSError, TypeError) as error:
-        raise ReplayError("the compiled function shows no source") from error
-    if not loops or _UNREPEATABLE.search(source):
-        raise ReplayError("it calls operations that have no compiled loop")
-    calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-
-    def heard(loop: Callable[..., Any]) -> Callable[..., Any]:
-        def listening(*given: Any) -> Any:
-            calls.append((loop, given))
-            return loop(*given)
-
-        return listening
-
-    kept = {name: module[name] for name in [*loops, "extern_kernels"]}
-    module.update({name: heard(module[name]) for name in loops})
-    module["extern_kernels"] = _Kernels(kept["extern_kernels"], calls)
-    try:
-        results = function(arguments)
-    finally:
-        module.update(kept)
-    return calls, tuple(results)
-
-
-class _Kernels:
-    """Stands for inductor's library kernels, which write to a given ``out``."""
-
-    def __init__(self, kernels: Any, calls: list[Any]) -> None:
-        self._kernels = kernels
-        self._calls = calls
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        kernel = getattr(self._kernels, name)
-
-        def listening(*given: Any, **options: Any) -> Any:
-            if "out" not in options:
-                raise ReplayError(f"{name} makes a new tensor at each run")
-            names = tuple(options)
-
-            def repeated(*values: Any) -> None:
-                split = len(values) - len(names)
-                kernel(*values[:split], **dict(zip(names, values[split:], strict=True)))
-
-            self._calls.append((repeated, (*given, *options.values())))
-            return kernel(*given, **options)
-
-        return listening
 
 
 def _check_roles(
     first: Sequence[Tensor],
     results: tuple[Tensor, Tensor],
     roles: dict[int, int],
-    calls: Sequence[tuple[Any, tuple[Any, ...]]],
+    calls: Sequence[Call],
     constants: Sequence[Tensor],
 ) -> None:
     """Refuse results that share their memory with something else."""
     distinct = len(roles) == len(first) + 2
     fixed = {_storage(c) for c in constants}
     whole = all(r.untyped_storage().nbytes() == r.nbytes for r in results)
-    written = {_storage(a) for _, given in calls for a in given if torch.is_tensor(a)}
+    written = {_storage(tensor) for call in calls for tensor in call.tensors()}
     made = all(_storage(r) in written and _storage(r) not in fixed for r in results)
     if not (distinct and whole and made):
         raise ReplayError("its results share their memory with its arguments")
 
 
+def _placed_call(
+    call: Call, roles: dict[int, int], owners: dict[int, Tensor]
+) -> partial[Any]:
+    """Return a call with other tensors in the place of the first."""
+    arguments = [_placed(a, roles, owners) for a in call.arguments]
+    options = {name: _placed(a, roles, owners) for name, a in call.options.items()}
+    return partial(call.function, *arguments, **options)
+
+
 def _placed(argument: Any, roles: dict[int, int], owners: dict[int, Tensor]) -> Any:
     """Return the same view of another tensor, where an argument is to be replaced."""
+    if isinstance(argument, list | tuple):
+        return [_placed(one, roles, owners) for one in argument]
     if not torch.is_tensor(argument):
         return argument
     role = roles.get(_storage(argument))
@@ -199,6 +166,37 @@ def _placed(argument: Any, roles: dict[int, int], owners: dict[int, Tensor]) -> 
     owner = owners[role]
     offset = owner.storage_offset() + argument.storage_offset()
     return owner.as_strided(argument.size(), argument.stride(), offset)
+
+
+def _driver(
+    calls: Sequence[Call],
+    roles: dict[int, int],
+    blocks: Sequence[Sequence[dict[int, Tensor]]],
+) -> Driver | None:
+    """Return machine code that makes all the calls, if they are of loops alone."""
+    arguments = [a for call in calls for a in call.arguments]
+    if any(c.options for c in calls) or not all(map(torch.is_tensor, arguments)):
+        return None
+    starts = {
+        role: torch.tensor([[o[role].data_ptr() for o in turns] for turns in blocks])
+        for role in blocks[0][0]
+    }
+
+    def addresses(argument: Tensor) -> Tensor:
+        role = roles.get(_storage(argument))
+        if role is None:
+            return torch.full_like(starts[0], argument.data_ptr())
+        offset = int(argument.storage_offset()) * argument.element_size()
+        return starts[role] + offset
+
+    try:
+        return Driver(
+            [call.function for call in calls],
+            [len(call.arguments) for call in calls],
+            torch.stack([addresses(a) for a in arguments], -1),
+        )
+    except DriverError:
+        return None
 
 
 def _storage(tensor: Tensor) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from probsl.engine.adam import AdamWalk, adam_options
@@ -231,6 +230,7 @@ class _Search:
         self._retreats = 0
         self._collected = feed.places
         self._seconds, self._timed = 0.0, 0
+        self._moments: tuple[float, float] | None = None
 
     @property
     def steps(self) -> int:
@@ -314,10 +314,10 @@ class _Search:
     def end_window(self) -> bool:
         """Lower the rate at a plateau; return whether the last stage is over."""
         drifting = self.walk.drifting()
-        if len(self.losses) < 2 * WINDOW:
+        before, after = self._moments, _moments(self.losses[-WINDOW:])
+        self._moments = after
+        if before is None:
             return False
-        before = _moments(self.losses[-2 * WINDOW : -WINDOW])
-        after = _moments(self.losses[-WINDOW:])
         progress = before[0] - after[0]
         noise = math.sqrt(before[1] + after[1])
         idle = progress <= max(2 * noise, self._tolerance) and (
@@ -341,6 +341,8 @@ class _Search:
 
 def _moments(losses: list[float]) -> tuple[float, float]:
     """Return the mean and the squared standard error of the mean."""
+    # A list this short is summed in less time than a tensor is made of it.
     finite = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
-    values = torch.tensor(finite, device="cpu")
-    return float(values.mean()), float(values.var(correction=0)) / len(values)
+    mean = sum(finite) / len(finite)
+    variance = sum([(v - mean) * (v - mean) for v in finite]) / len(finite)
+    return mean, variance / len(finite)

@@ -8,10 +8,15 @@ import pytest
 import torch
 from methods import ADAM
 from programs import DTYPE, PROBLEMS, problem
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 
 import probsl
 from probsl.engine import compiled as engine_compiled
+from probsl.engine import replay
 from probsl.engine import step as engine
 
 STEPS = 8
@@ -67,6 +72,39 @@ def test_compiled_steps_are_the_same_bit_for_bit_each_time():
     case = problem("linear")
     first, second = (losses(case, "MAP", compile=True) for _ in range(2))
     assert torch.equal(first, second)
+
+
+REPEATED = {
+    "LKJ covariance": AutoNormal,
+    "mixture": AutoMultivariateNormal,
+    "linear": functools.partial(AutoLowRankMultivariateNormal, rank=2),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_steps_called_again_are_the_compiled_steps_bit_for_bit(name, monkeypatch):
+    case = problem(name)
+    method = probsl.SVI(REPEATED[name], optimizer=ADAM, max_steps=300, draws=1)
+    fit = functools.partial(probsl.fit, case.program, case.data, method)
+    made = []
+
+    class Replay(replay.Replay):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    def refused(*_):
+        raise replay.ReplayError("it is not wanted here")
+
+    monkeypatch.setattr(replay, "Replay", Replay)
+    found = fit(compile=True)
+    assert made[0]._driver is not None
+    monkeypatch.setattr(replay, "Replay", refused)
+    expected = fit(compile=True)
+    assert found.compiled_from == expected.compiled_from == 1
+    assert torch.equal(found.losses, expected.losses)
+    eager = fit(compile=False)
+    torch.testing.assert_close(found.losses, eager.losses)
 
 
 def branching(y=None):
