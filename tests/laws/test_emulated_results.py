@@ -75,12 +75,13 @@ def test_a_fit_goes_on_from_one_on_the_other_device(name, method, device):
 
 
 def test_a_fit_is_drawn_as_that_on_the_cpu(device):
-    pytest.importorskip("matplotlib")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
     from probsl import plots
 
     fits = on_both("linear", probsl.SVI(AutoNormal, max_steps=2))
     for draw in (plots.plot_losses, plots.plot_forest, plots.plot_prior_posterior):
         heights = [np.ravel(draw(fit))[0].get_ylim() for fit in fits]
+        pyplot.close("all")
         assert heights[0] == heights[1]
 
 
