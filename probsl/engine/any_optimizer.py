@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probsl.engine.first_order import (
     Objective,
@@ -130,9 +131,12 @@ class OptimizerWalk:
         """Take one step and return the loss before it; NaN if it was not made."""
 
         def closure() -> Tensor:
-            loss, gradient = self.step(self.x.detach(), *given)
+            try:
+                loss, gradient = self.step(self.x.detach(), *given)
+            except LinAlgError:  # a matrix without a factor
+                loss = gradient = torch.full_like(self.x.detach(), torch.nan)
             self.x.grad = gradient.clone()
-            return loss.clone()
+            return loss.clone().reshape(-1)[0]
 
         loss = closure()
         gradient = self.x.grad

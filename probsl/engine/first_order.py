@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -40,10 +41,16 @@ def made_optimizer(
 def slope(
     objective: Objective, x: Tensor, given: Mapping[str, Tensor], clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the objective and its gradient ``[d]``, shortened to a norm."""
+    """Return the objective and its gradient ``[d]``, shortened to a norm.
+
+    A matrix that cannot be factorized makes a point as bad as an objective that is NaN.
+    """
     with torch.enable_grad():
         moved = x.detach().requires_grad_()
-        loss = objective(moved, given)
+        try:
+            loss = objective(moved, given)
+        except LinAlgError:
+            return x.new_tensor(torch.nan), torch.full_like(x, torch.nan)
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, moved, materialize_grads=True)
         else:

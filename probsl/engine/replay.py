@@ -108,6 +108,12 @@ class Replay:
         """Go on from another state."""
         self.state.copy_(state)
 
+    def skip(self) -> None:
+        """Leave out the step at the next place: its state is that before it."""
+        place, turn = self._progress
+        self._states[1 - turn].copy_(self._states[turn])
+        self._progress[:] = [place + 1, 1 - turn]
+
     def run(self, stop: int) -> None:
         """Take the steps from the next place up to `stop`.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from probsl.engine.capture import Capture
@@ -76,21 +77,27 @@ class Step:
             return True
         if not self.trace(examples) or self.trouble or self._capture is None:
             return False
+        from probsl.engine.capture import value_at
         from probsl.engine.compiled import compiled, laid_out
 
         try:
             device = examples[0][0].device
             constants = laid_out(self._capture.constants, device)
             code = compiled(self._capture, examples[0], constants)
-            found = [tuple(code([*values, *constants])) for values in examples]
+            found = [
+                value_at(lambda *given: tuple(code([*given, *constants])), values)
+                for values in examples
+            ]
         except Exception as error:  # whatever a compiler, or its absence, may raise
             reason = str(error).strip().split("\n")[0]
             self.give_up(f"the steps run without a compiler ({reason})")
             return False
-        expected = [self._capture(*values) for values in examples]
+        expected = [value_at(self._capture, values) for values in examples]
         if not all(
             _near(self._compared(one), self._compared(other))
             for one, other in zip(found, expected, strict=True)
+            # Where a matrix has no factor, code for small ones may go on with NaN.
+            if one is not None and other is not None
         ):
             self.give_up("the steps run uncompiled, for compiled they give other sums")
             return False
@@ -168,7 +175,17 @@ class Walk:
             self._replay.set(state)
 
     def run(self, stop: int) -> None:
-        """Take the steps of the block up to the place `stop`."""
+        """Take the steps of the block up to the place `stop`.
+
+        A step at which a matrix has no factor is not made, as one that is not finite.
+        """
+        while self.done < stop:
+            try:
+                self._run(stop)
+            except LinAlgError:
+                self._skip()
+
+    def _run(self, stop: int) -> None:
         if self._replay is not None:
             self._replay.run(stop)
             return
@@ -176,6 +193,13 @@ class Walk:
             given = [tensor[self._done] for tensor in self.inputs]
             state, loss = self.step(self._state, *given)
             self._state, self.losses[self._done] = state.detach(), loss.detach()
+            self._done += 1
+
+    def _skip(self) -> None:
+        self.losses[self.done] = torch.nan
+        if self._replay is not None:
+            self._replay.skip()
+        else:
             self._done += 1
 
     def trace(self) -> bool:

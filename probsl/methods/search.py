@@ -18,6 +18,8 @@ from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.stochastic import Ending, Settled, settle
 from probsl.fit import Run, Status
+from probsl.scoring import Scoring
+from probsl.sites import Role
 
 if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
@@ -246,8 +248,24 @@ def broken_sites(
         with torch.no_grad():
             terms = problem.log_density_by_site(values, own, names)
     except (ValueError, RuntimeError):  # a matrix that cannot be factorized
-        return ()
+        return _unscored_site(problem, values, own)
     return tuple(n for n, (term, _) in terms.items() if not term.isfinite().all())
+
+
+def _unscored_site(
+    problem: Problem, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Name the site at which a run raises, making its distribution or scoring it."""
+    scoring = Scoring(values)
+    try:
+        with torch.no_grad(), scoring:
+            problem.run(own, problem.batch().arguments)
+    except (ValueError, RuntimeError):
+        scored = {n for n, m in scoring.messages.items() if "log_prob" in m}
+        kinds = (Role.DETERMINISTIC, Role.ENUMERATED)
+        named = (s.name for s in problem.sites if s.role not in kinds)
+        return tuple(n for n in named if n not in scored)[:1]
+    return ()
 
 
 def _names(layout: Coordinates, coordinates: Sequence[int]) -> tuple[str, ...]:

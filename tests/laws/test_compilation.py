@@ -283,3 +283,42 @@ def test_a_low_rank_guide_can_be_compiled(traced_only):
     expected = probsl.fit(case.program, case.data, method, compile=False)
     found = probsl.fit(case.program, case.data, method, compile=True)
     torch.testing.assert_close(found.losses, expected.losses)
+
+
+def compound(y=None):
+    """Ten columns with one covariance, which from -1/10 downward is none."""
+    shared = pyro.sample("shared", dist.Normal(torch.zeros((), dtype=DTYPE), 1.0))
+    covariance = torch.eye(10, dtype=DTYPE) + shared
+    mean = torch.zeros(10, dtype=DTYPE)
+    with pyro.plate("data", len(y)):
+        normal = dist.MultivariateNormal(mean, covariance, validate_args=False)
+        pyro.sample("y", normal, obs=y)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_step_at_which_a_matrix_has_no_factor_is_not_made(optimizer):
+    y = torch.randn(50, 10, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+    method = probsl.MAP(
+        optimizer=functools.partial(optimizer, lr=0.3),
+        max_steps=260,
+        start={"shared": 1.0},
+    )
+    fits = [
+        probsl.fit(compound, {"y": y}, method, compile=compile)
+        for compile in (False, True)
+    ]
+    assert fits[1].compiled_from == 1
+    torch.testing.assert_close(*(fit.losses for fit in fits), equal_nan=True)
+    lost = fits[0].losses.isnan()
+    assert lost.any()
+    # It then goes back to where there was one, at a lower rate.
+    assert not lost[-1]
+    assert all(fit.point()["shared"] > -0.1 for fit in fits)
+
+
+def test_a_search_that_begins_where_a_matrix_has_no_factor_says_so():
+    y = torch.ones(5, 10, dtype=DTYPE)
+    method = probsl.MAP(optimizer=ADAM, start={"shared": -0.5}, max_steps=100)
+    fit = probsl.fit(compound, {"y": y}, method, compile=False)
+    assert fit.status is probsl.Status.NONFINITE
+    assert fit.sites == ("y",)
