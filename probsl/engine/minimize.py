@@ -281,7 +281,7 @@ def between(width: float, rise: float, slope: float, slope_end: float) -> float:
 def with_idle(descent: Descent, verdict: Verdict) -> Verdict:
     """Add the coordinates without influence to the null directions of a minimum."""
     size = len(descent.x)
-    idle = np.setdiff1d(np.arange(size), descent.influential)
+    idle = np.delete(np.arange(size), descent.influential)
     found = verdict.outcome in (Outcome.CONVERGED, Outcome.NULL_DIRECTIONS)
     if not (found and len(idle)):
         return verdict
