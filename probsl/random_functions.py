@@ -252,12 +252,31 @@ def _to_geometric(u: Tensor, p: float) -> Tensor:
     return u.ceil() if p == 1 else torch.ceil(torch.log1p(-u) / math.log1p(-p))
 
 
+def _dropout(
+    mode: NoiseMode,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor | None:
+    """Answer torch.nn.functional.dropout, and torch.dropout, which it calls."""
+    if not training or p == 0:
+        return input
+    noise = mode.ask("uniform", input.shape, input.dtype, input.device)
+    if noise is None:
+        return None
+    kept = (noise >= p).to(input.dtype) / (1 - p if p < 1 else 1)
+    return input.mul_(kept) if inplace else input * kept
+
+
 _ANSWERS: dict[Function, Function] = {
     torch.randn: _factory("normal"),
     torch.rand: _factory("uniform"),
     torch.randn_like: _like("normal"),
     torch.rand_like: _like("uniform"),
     torch.normal: _normal,
+    torch.dropout: _dropout,
+    torch.nn.functional.dropout: _dropout,
     Tensor.normal_: _in_place("normal", _to_normal, "mean", "std"),
     Tensor.log_normal_: _in_place("normal", _to_log_normal, "mean", "std"),
     Tensor.uniform_: _in_place("uniform", _to_uniform, "from", "to"),

@@ -12,13 +12,14 @@ from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
 from probsl.methods.evidence_lower_bound import ELBO
 from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
-from probsl.methods.search import NEWTON_LIMIT
+from probsl.methods.search import NEWTON_LIMIT, example_of
 from probsl.methods.starts import Start, calm_start
 from probsl.randomness import NoiseRecord, record
 
 if TYPE_CHECKING:
     from probsl.fit import Run
     from probsl.problem import Problem
+    from probsl.scoring import Batch
 
 
 # So many draws say whether a bound is finite.
@@ -57,6 +58,7 @@ def prepared(
     ValueError
         If the guide cannot be trained on the problem.
     """
+    example = example_of(problem, run)
 
     def begun(beginning: Beginning) -> tuple[ELBO, NoiseRecord]:
         guide = prepare(problem, form, beginning)
@@ -67,26 +69,28 @@ def prepared(
                 problem, lambda rows: guide.score(own, rows), run.batch_size
             )
         bound = ELBO(problem, guide, weights, start)
-        noise = record(lambda: bound.estimate(bound.start, problem.batch()))
+        noise = record(lambda: bound.estimate(bound.start, example))
         _refuse_detached(noise, guide)
         return bound, noise
 
     *better, near = _beginnings(problem, weights, start, run.seed)
     for beginning in better:
         bound, noise = begun(beginning)
-        if _is_finite(bound, noise):
+        if _is_finite(bound, noise, example):
             return bound, noise
     return begun(near)
 
 
-def _is_finite(bound: ELBO, noise: NoiseRecord) -> bool:
+def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
     """Whether the bound is finite where it begins, at some fixed draws."""
     if not noise.replayable:
         return True
     draws = noise.draw(_TRIED_DRAWS, torch.Generator("cpu").manual_seed(0))
     with torch.no_grad():
         try:
-            return bool(bound.averaged(bound.start, noise, draws).isfinite().all())
+            return bool(
+                bound.averaged(bound.start, noise, draws, batch).isfinite().all()
+            )
         except RuntimeError:  # what torch cannot vectorize is tried step by step
             return True
 

@@ -9,19 +9,21 @@ import torch
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
+from probsl.engine.feed import NOISE
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
 from probsl.methods.method_options import (
-    as_tensors,
     check_latent_names,
     check_options,
     check_prior_weight,
     prior_weights,
 )
+from probsl.methods.point_objective import PointObjective
 from probsl.methods.search import (
     Found,
     batch_at,
     broken_sites,
+    example_of,
     search_exactly,
     search_noisily,
     watching,
@@ -31,12 +33,11 @@ from probsl.options import several_names, whole_number
 from probsl.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from probsl.coordinates import Coordinates
     from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
-    from probsl.scoring import Batch
+    from probsl.randomness import NoiseRecord
 
 
 # Up to this many coordinates L-BFGS is far ahead of first-order steps, and the thirty
@@ -228,7 +229,7 @@ def _run(
     jacobian: bool,
 ) -> Outcome:
     layout = problem.coordinates()
-    objective = _Objective(problem, layout, weights, jacobian=jacobian)
+    objective = PointObjective(problem, layout, weights, jacobian=jacobian)
     several = _search_all(problem, run, method, objective)
     best = several.best
     values, own = objective.named(best.x.detach())
@@ -247,85 +248,14 @@ def _run(
     )
 
 
-class _Objective:
-    """The negative log density per row as a function of the flat vector."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        layout: Coordinates,
-        weights: dict[str, float],
-        *,
-        jacobian: bool,
-    ) -> None:
-        self.problem = problem
-        self.layout = layout
-        self.weights = weights
-        self.jacobian = jacobian
-        self._factors = as_tensors(problem, weights)
-        self._latents = {s.name for s in problem.latents}
-
-    def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
-        values, jacobian = self.layout.constrain_with_jacobian(
-            x, self.problem.weigh_rows
-        )
-        density = self.problem.log_density(
-            values, values, batch, prior_weights=self._factors
-        )
-        if self.jacobian:
-            density = density + jacobian
-        return -density / self.problem.size
-
-    def at_each(self, points: Tensor) -> Tensor:
-        """Return the values [n] at points [n, size], one by one."""
-        with torch.no_grad():
-            return torch.stack([self(x) for x in points])
-
-    def named(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Split a point into latents and own parameters."""
-        values = self.layout.constrain(x)
-        latents = {n: v for n, v in values.items() if n in self._latents}
-        return latents, {n: v for n, v in values.items() if n not in self._latents}
-
-    def without_l1(
-        self,
-    ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor] | None]:
-        """Split off the Laplace priors as a penalty: the smooth rest, and it.
-
-        The penalty is (center, weight) per coordinate, or None without any.
-        """
-        problem, size = self.problem, self.problem.size
-        penalties = {
-            s.name: s.l1
-            for s in problem.latents
-            if s.l1 is not None and self.weights.get(s.name, 1.0) > 0
-        }
-        if not penalties:
-            return self, None
-        centers, weights, constant = [], [], 0.0
-        for entry, length in zip(self.layout.entries, self.layout.sizes, strict=True):
-            center = torch.zeros(length, dtype=problem.dtype)
-            weight = torch.zeros(length, dtype=problem.dtype)
-            if entry.name in penalties:
-                location, scale = penalties[entry.name]
-                factor = self.weights.get(entry.name, 1.0)
-                center = location.reshape(-1).clone()
-                weight = factor / scale.reshape(-1) / size
-                constant += factor * float(torch.log(2 * scale).sum()) / size
-            centers.append(center)
-            weights.append(weight)
-        rest = {**self.weights, **dict.fromkeys(penalties, 0.0)}
-        smooth = _Objective(problem, self.layout, rest, jacobian=self.jacobian)
-        return lambda x: smooth(x) + constant, (torch.cat(centers), torch.cat(weights))
-
-
 def _search_all(
-    problem: Problem, run: Run, method: MLE | MAP, objective: _Objective
+    problem: Problem, run: Run, method: MLE | MAP, objective: PointObjective
 ) -> Several:
     starts = _starts(objective, method, run)
     smooth, l1 = objective.without_l1()
     size = objective.layout.size
-    exact = _is_exact(run, method, size, l1)
+    noise = objective.noise(starts[0], example_of(problem, run))
+    exact = noise is None and _is_exact(run, method, size, l1)
     if exact and len(starts) > 1 and len(starts) * size <= _TOGETHER:
         with watching(run, problem.size, method.max_steps) as callback:
             several = search_together(
@@ -341,7 +271,7 @@ def _search_all(
         if several is not None:
             return several
     several = search_in_turn(
-        lambda start: _search(problem, run, method, objective, start),
+        lambda start: _search(objective, run, method, start, noise),
         starts,
         objective.at_each if exact else None,
         objective.layout,
@@ -362,10 +292,15 @@ def _is_exact(
 
 
 def _search(
-    problem: Problem, run: Run, method: MLE | MAP, objective: _Objective, start: Tensor
+    objective: PointObjective,
+    run: Run,
+    method: MLE | MAP,
+    start: Tensor,
+    noise: NoiseRecord | None,
 ) -> Found:
+    problem = objective.problem
     smooth, l1 = objective.without_l1()
-    if _is_exact(run, method, len(start), l1):
+    if noise is None and _is_exact(run, method, len(start), l1):
         with watching(run, problem.size, method.max_steps) as callback:
             return search_exactly(
                 smooth,
@@ -377,21 +312,28 @@ def _search(
                 l1=l1,
                 callback=callback,
             )
+
+    def noisy(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        batch = batch_at(problem, given)
+        if noise is None or NOISE not in given:
+            return objective(x, batch)
+        with noise.supply(given[NOISE][0]):
+            return objective(x, batch)
+
     return search_noisily(
-        lambda x, given: objective(x, batch_at(problem, given)),
+        noisy,
         start,
         objective.layout,
         problem=problem,
         method=method,
         run=run,
+        noise=noise,
     )
 
 
-def _starts(objective: _Objective, method: MLE | MAP, run: Run) -> list[Tensor]:
+def _starts(objective: PointObjective, method: MLE | MAP, run: Run) -> list[Tensor]:
     problem, layout = objective.problem, objective.layout
-    batch = None
-    if run.batch_size is not None:
-        batch = problem.rows_at(torch.arange(run.batch_size, device="cpu"))
+    batch = example_of(problem, run)
     first = calm_start(
         lambda x: objective(x, batch), problem, layout, method.start, run.seed
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
     from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
+    from probsl.randomness import NoiseRecord
     from probsl.scoring import Batch
 
 # Up to this many coordinates the exact Hessian is affordable.
@@ -161,9 +162,8 @@ def search_noisily(
     problem: Problem,
     method: Noisy,
     run: Run,
-    noise: Callable[[int], Tensor] | None = None,
-    numbers: int = 0,
-    obstacle: str = "",
+    noise: NoiseRecord | None = None,
+    draws: int = 1,
 ) -> Found:
     """Minimize by first-order steps, with or without noise in the objective.
 
@@ -177,19 +177,25 @@ def search_noisily(
     problem, method, run
         The rows, and the options.
     noise
-        From a number of steps to the noise of each, ``[steps, ...]``.
-    numbers
-        How many random numbers one step takes.
-    obstacle
-        Why no graph can stand for the objective, in a sentence, if it is known.
+        What the objective draws, if anything; it is given to each step, shape
+        ``[draws, dimension]``, unless it has an obstacle: torch's own generator is
+        then drawn from.
+    draws
+        How many draws of it a step is given.
     """
+    obstacle = ""
+    if noise is not None and not noise.replayable:
+        obstacle = (
+            "the steps run eagerly, for the program or the guide draws by "
+            f"{noise.obstacle}"
+        )
     if obstacle and run.compile not in ("auto", False):
         warnings.warn(obstacle, UserWarning, stacklevel=2)
     with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
         settled: Settled = settle(
             objective,
             start,
-            feed=_feed(problem, run, noise, numbers),
+            feed=_feed(problem, run, None if obstacle else noise, draws),
             optimizer=method.optimizer,
             scheduler=method.scheduler,
             clip_norm=method.clip_norm,
@@ -219,16 +225,30 @@ def batch_at(problem: Problem, given: Mapping[str, Tensor]) -> Batch:
     return problem.batch_of(rows, given.get(WEIGHTS))
 
 
-def _feed(
-    problem: Problem, run: Run, noise: Callable[[int], Tensor] | None, numbers: int
-) -> Feed:
-    blocks, row_bytes = None, 0
+def example_of(problem: Problem, run: Run) -> Batch:
+    """Return rows of the shape that every step is given."""
+    if run.batch_size is None:
+        return problem.batch()
+    return problem.rows_at(torch.arange(run.batch_size, device="cpu"))
+
+
+def _feed(problem: Problem, run: Run, noise: NoiseRecord | None, draws: int) -> Feed:
+    blocks, row_bytes, numbers = None, 0, 0
     if run.batch_size is not None:
         blocks = rows_of(problem, run.batch_size, run.seed)
         held = [problem.arguments.values[name] for name in problem.rows]
         row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
+    drawn = None
+    if noise is not None:
+        generator = torch.Generator("cpu").manual_seed(run.seed)
+        numbers = draws * noise.dimension
+
+        def drawn(steps: int) -> Tensor:
+            flat = noise.draw(steps * draws, generator)
+            return flat.reshape(steps, draws, noise.dimension)
+
     needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
-    return Feed(places_for(needed), blocks, noise, problem.device)
+    return Feed(places_for(needed), blocks, drawn, problem.device)
 
 
 def broken_sites(

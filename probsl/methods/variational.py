@@ -23,6 +23,7 @@ from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     batch_at,
+    example_of,
     search_exactly,
     search_noisily,
     watching,
@@ -251,30 +252,18 @@ def _agrees(bound: ELBO, noise: NoiseRecord, found: Found, run: Run) -> bool:
 
 def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found:
     problem = bound.problem
-    if not noise.replayable:
-        # The guide draws from torch's own generator, one draw a step.
-        return search_noisily(
-            lambda x, given: bound.estimate(x, batch_at(problem, given)),
-            bound.start,
-            bound.layout,
-            problem=problem,
-            method=method,
-            run=run,
-            obstacle=f"the steps run eagerly, for the guide draws by {noise.obstacle}",
-        )
-    generator = torch.Generator("cpu").manual_seed(run.seed)
-    count = method.draws or _draws_per_step(run, bound, noise)
+    count = 1
+    if noise.replayable:
+        count = method.draws or _draws_per_step(run, bound, noise)
 
     def objective(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         batch = batch_at(problem, given)
+        if NOISE not in given:  # torch's own generator is drawn from
+            return bound.estimate(x, batch)
         if count > 1:
             return bound.averaged(x, noise, given[NOISE], batch).mean()
         with noise.supply(given[NOISE][0]):
             return bound.estimate(x, batch)
-
-    def drawn(steps: int) -> Tensor:
-        draws = noise.draw(steps * count, generator)
-        return draws.reshape(steps, count, noise.dimension)
 
     return search_noisily(
         objective,
@@ -283,8 +272,8 @@ def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found
         problem=problem,
         method=method,
         run=run,
-        noise=drawn,
-        numbers=count * noise.dimension,
+        noise=noise,
+        draws=count,
     )
 
 
@@ -294,5 +283,8 @@ def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:
     if _STEP_DRAWS * max(noise.dimension, rows) > _FIXED_ELEMENTS:
         return 1
     some = noise.draw(2, torch.Generator("cpu").manual_seed(0))
-    together = _can_vectorize(lambda x: bound.averaged(x, noise, some), bound.start)
+    example = example_of(bound.problem, run)
+    together = _can_vectorize(
+        lambda x: bound.averaged(x, noise, some, example), bound.start
+    )
     return _STEP_DRAWS if together else 1

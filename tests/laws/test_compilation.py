@@ -322,3 +322,53 @@ def test_a_search_that_begins_where_a_matrix_has_no_factor_says_so():
     fit = probsl.fit(compound, {"y": y}, method, compile=False)
     assert fit.status is probsl.Status.NONFINITE
     assert fit.sites == ("y",)
+
+
+def with_dropout(hidden):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(2, hidden, dtype=DTYPE),
+            torch.nn.Dropout(0.3),
+            torch.nn.Linear(hidden, 1, dtype=DTYPE),
+        )
+
+    def program(x, y=None):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.ones((), dtype=DTYPE)))
+        mean = net(x)[:, 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+    return program
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_is_noise_like_any_other(method, batch_size, traced_only):
+    data = {name: problem("linear").data[name] for name in ("x", "y")}
+    fits = [
+        probsl.fit(
+            with_dropout(3),
+            data,
+            METHODS[method](max_steps=STEPS),
+            compile=compile,
+            batch_size=batch_size,
+        )
+        for compile in (False, True)
+    ]
+    assert fits[1].compiled_from == 1
+    torch.testing.assert_close(fits[0].losses, fits[1].losses)
+    one, other = (fit.predict({"x": data["x"]}, draws=1, seed=1) for fit in fits)
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("hidden", [2, 100])
+def test_a_program_with_noise_of_its_own_is_searched_by_noisy_steps(hidden):
+    """Exact searches end at once where the objective is another at each look."""
+    data = {name: problem("linear").data[name] for name in ("x", "y")}
+    fit = probsl.fit(
+        with_dropout(hidden), data, probsl.MAP(max_steps=300), compile=False
+    )
+    assert fit.status is probsl.Status.MAX_STEPS
+    assert fit.steps == 300
+    assert fit.losses[-50:].mean() < fit.losses[:50].mean()

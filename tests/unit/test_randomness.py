@@ -119,7 +119,7 @@ def test_requests_are_in_order_and_the_widest_type_is_that_of_the_noise():
         (lambda: torch.randint(9, (2,)), "randint"),
         (lambda: torch.randperm(9), "randperm"),
         (lambda: torch.empty(2).random_(), "random_"),
-        (lambda: torch.nn.functional.dropout(torch.ones(9)), "dropout"),
+        (lambda: torch.alpha_dropout(torch.ones(9), 0.5, True), "alpha_dropout"),
         (lambda: torch.randn(2, dtype=torch.complex64), "randn"),
         (lambda: torch.randn(2, out=torch.empty(2)), "randn"),
         (lambda: torch.empty(2, dtype=torch.complex64).normal_(), "normal_"),
@@ -921,3 +921,26 @@ def test_noise_can_be_supplied_inside_independent_draws():
     with independent_draws():
         flat = torch.full((50, 3), 3.0)
         assert len(vmap(draw, randomness="different")(flat).unique(dim=0)) > 40
+
+
+@pytest.mark.parametrize("drop", [torch.dropout, torch.nn.functional.dropout])
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+def test_dropout_is_made_of_uniform_numbers(drop, p):
+    values = torch.arange(1.0, 5.0)
+    noise = record(drop, values, p, True)
+    assert noise.replayable
+    assert noise.dimension == (4 if p else 0)
+    with noise.supply(torch.tensor([0.1, 0.2, 0.3, 0.9])[: noise.dimension]):
+        dropped = drop(values, p, True)
+    kept = torch.tensor([0.1, 0.2, 0.3, 0.9]) >= p
+    expected = values * kept / (1 - p) if p < 1 else torch.zeros(4)
+    torch.testing.assert_close(dropped, expected)
+    assert record(drop, values, p, False).dimension == 0
+
+
+def test_dropout_in_place_changes_its_argument():
+    values = torch.ones(4)
+    noise = record(lambda: torch.nn.functional.dropout(values.clone(), 0.5, True, True))
+    with noise.supply(torch.tensor([0.1, 0.6, 0.2, 0.9])):
+        torch.nn.functional.dropout(values, 0.5, True, True)
+    assert values.tolist() == [0.0, 2.0, 0.0, 2.0]
