@@ -198,7 +198,9 @@ class AdamWalk:
         x = x - schedule[_RATE] * first / width
         mean = mean + (x - mean) * schedule[_SHARE]
         drift, squares = drift + gradient, squares + gradient.square()
-        after = torch.stack([x, first, second, mean, drift, squares])
+        after = (x, first, second, mean, drift, squares)
         fine = loss.isfinite() & gradient.isfinite().all()
-        kept = torch.where(fine, after, state)
+        # Row by row, or a compiler writes all rows twice.
+        rows = zip(after, state.unbind(), strict=True)
+        kept = torch.stack([torch.where(fine, row, before) for row, before in rows])
         return kept, torch.where(fine, loss, torch.nan)
