@@ -36,7 +36,7 @@ def relocated(value: Any, device: torch.device) -> Any:
     True
     """
     if isinstance(value, torch.Tensor):
-        return value if value.device == device else value.to(device)
+        return value.to(device)
     if isinstance(value, list | tuple):
         items = [relocated(item, device) for item in value]
         same = all(a is b for a, b in zip(items, value, strict=True))

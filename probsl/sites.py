@@ -164,6 +164,6 @@ def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
     value = message["value"].detach()
     if message["scale"] != 1.0 or message["mask"] is not None:
         return None
-    # A prior made outside the program may be of another type, and on another device.
+    # A prior made outside the program may be of another type.
     location, scale = (t.detach().to(value) for t in (fn.loc, fn.scale))
     return location.expand(value.shape), scale.expand(value.shape)

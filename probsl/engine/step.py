@@ -78,11 +78,10 @@ class Step:
         if not self.trace(examples) or self.trouble or self._capture is None:
             return False
         from probsl.engine.capture import value_at
-        from probsl.engine.compiled import compiled, laid_out
+        from probsl.engine.compiled import compiled
 
         try:
-            device = examples[0][0].device
-            constants = laid_out(self._capture.constants, device)
+            constants = self._laid_out(examples)
             code = compiled(self._capture, examples[0], constants)
             found = [
                 value_at(lambda *given: tuple(code([*given, *constants])), values)
@@ -101,17 +100,25 @@ class Step:
         ):
             self.give_up("the steps run uncompiled, for compiled they give other sums")
             return False
-        self.form, self.code, self.constants = "compiled", code, constants
+        self.form, self.code = "compiled", code
         return True
 
     def is_compiled(self, examples: Sequence[Sequence[Tensor]]) -> bool:
         """Return whether compiled code of the graph is at hand, from an earlier fit."""
         if self._capture is None or self.trouble:
             return False
-        from probsl.engine.compiled import is_compiled, laid_out
+        from probsl.engine.compiled import is_compiled
 
-        constants = laid_out(self._capture.constants, examples[0][0].device)
-        return is_compiled(self._capture, examples[0], constants)
+        return is_compiled(self._capture, examples[0], self._laid_out(examples))
+
+    def _laid_out(self, examples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return the constants as compiled code reads them, copied once."""
+        if self._capture is not None and not self.constants:
+            from probsl.engine.compiled import laid_out
+
+            device = examples[0][0].device
+            self.constants = laid_out(self._capture.constants, device)
+        return self.constants
 
     def give_up(self, trouble: str) -> None:
         """Say once why there is no faster form, and look for none."""
