@@ -43,12 +43,17 @@ class Case:
         - "discrete": latents that are summed out
         - "own": parameters of its own
         - "factor", "deterministic": such statements
+        - "shared": a discrete latent that all rows share
+        - "outside": observed sites or factors outside the data plate
+    options
+        What `fit` has to be given besides.
     """
 
     name: str
     program: Callable[..., Any]
     data: Mapping[str, Any]
     has: frozenset[str] = field(default_factory=frozenset)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def observed(self) -> str:
