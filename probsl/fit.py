@@ -45,6 +45,11 @@ class Status(Enum):
         "stopped at max_steps before the optimum; raise max_steps, or go on from here "
         "with start=fit"
     )
+    STALLED = (
+        "no step improves the objective, and yet the point is no proven optimum: "
+        "rounding or a kink hides the way; center and rescale the data, compute with "
+        "dtype=torch.float64, or try other starts="
+    )
     NONFINITE = (
         "the objective became NaN or infinite; rescale the data, give start= nearer "
         "to the solution, or a smaller learning rate"

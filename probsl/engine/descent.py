@@ -26,6 +26,8 @@ FAR = 20.0
 NARROWEST = 1e-20
 # A step of this share of a coordinate's unit, worth nothing, is no rounding.
 LONG = 5e-3
+# Distances, in units of the coordinates, at which influence is looked for.
+ELSEWHERE = (0.1, -1.0)
 
 
 class Outcome(Enum):
@@ -174,20 +176,47 @@ class Descent:
             self.unit = self.tensor(
                 curvature_scale(np.diag(self.hessian), array(self.x))
             )
-        idle = self.gradient == 0
+        idle = self.flat_here()
+        if idle.any():
+            idle &= self.flat_elsewhere()
+            self.influential = np.flatnonzero((~idle).cpu().numpy())
+
+    def noticed(self) -> bool:
+        """Look for influence that could not be seen so far; say whether there is any.
+
+        A coordinate may matter only once others have moved.
+        """
+        if len(self.influential) == len(self.x):
+            return False
+        flat = self.flat_here() & self.flat_elsewhere()
+        flat[torch.from_numpy(self.influential).to(flat.device)] = False
+        before = len(self.influential)
+        self.influential = np.flatnonzero((~flat).cpu().numpy())
+        return len(self.influential) > before
+
+    def flat_here(self) -> Tensor:
+        """Return whether each coordinate [d] changes nothing here."""
+        flat = self.gradient == 0
         if self.hessian is not None:
-            idle &= torch.from_numpy(~self.hessian.any(axis=1)).to(idle.device)
+            flat &= torch.from_numpy(~self.hessian.any(axis=1)).to(flat.device)
         if self.landscape.l1 is not None:
-            idle &= self.landscape.l1[1] == 0
-        if not idle.any():
-            return
-        # Flat at the start is not yet without influence: look from elsewhere, too.
+            flat &= self.landscape.l1[1] == 0
+        return flat
+
+    def flat_elsewhere(self) -> Tensor:
+        """Return whether each coordinate [d] has no slope at other places either.
+
+        Flat at one point, such as a saddle, is not yet without influence.
+        """
+        flat = torch.ones_like(self.x, dtype=torch.bool)
         angles = torch.arange(len(self.x), dtype=self.x.dtype, device=self.x.device)
-        elsewhere = self.x + 0.1 * self.unit * angles.cos()
-        value, gradient = self.landscape.slope(elsewhere)
-        if is_finite(value, gradient):
-            idle &= gradient == 0
-        self.influential = np.flatnonzero((~idle).cpu().numpy())
+        for reach in ELSEWHERE:
+            value, gradient = self.landscape.slope(
+                self.x + reach * self.unit * angles.cos()
+            )
+            if is_finite(value, gradient):
+                flat &= gradient == 0
+        return flat
 
     def accept(self, x: Tensor, value: float, gradient: Tensor) -> None:
         """Make a step, and tell the callback."""
@@ -197,6 +226,9 @@ class Descent:
         same_slope = change.abs() <= 1e-6 * gradient.abs()
         self._steady = same_slope & (move.abs() > 0.1 * self.travel.abs())
         self.x, self.value, self.gradient, self.hessian = x, value, gradient, None
+        if len(self.influential) < len(x):
+            moved = np.flatnonzero(array(gradient))
+            self.influential = np.union1d(self.influential, moved)
         self.losses.append(value)
         if self._callback and self._callback(len(self.losses) - 1, value, x.clone()):
             raise KeyboardInterrupt  # one case: somebody has seen enough

@@ -128,7 +128,7 @@ def minimize(
                 descent.accept(ahead, *descent.landscape.slope(ahead))
             verdict = descend(descent, rough=exact)
             if exact:
-                verdict = finish(descent)
+                verdict = finish(descent, lambda way: descend(way, rough=False))
             elif verdict.outcome is Outcome.CONVERGED and l1 is None:
                 verdict = go_as_far_again(descent, start)
     except KeyboardInterrupt:
@@ -280,10 +280,12 @@ def between(width: float, rise: float, slope: float, slope_end: float) -> float:
 
 def with_idle(descent: Descent, verdict: Verdict) -> Verdict:
     """Add the coordinates without influence to the null directions of a minimum."""
+    if verdict.outcome not in (Outcome.CONVERGED, Outcome.NULL_DIRECTIONS):
+        return verdict
+    descent.noticed()
     size = len(descent.x)
     idle = np.delete(np.arange(size), descent.influential)
-    found = verdict.outcome in (Outcome.CONVERGED, Outcome.NULL_DIRECTIONS)
-    if not (found and len(idle)):
+    if not len(idle):
         return verdict
     null = np.eye(size)[:, idle]
     if verdict.null_space is not None:

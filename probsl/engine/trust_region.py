@@ -14,9 +14,12 @@ import torch
 
 from probsl.engine.curvature import Spectrum, curvature_scale
 from probsl.engine.descent import LONG, Outcome, Settling, Verdict, array, is_finite
+from probsl.engine.free_directions import free_part, lower_aside
 from probsl.engine.proximal import ProximalModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -28,6 +31,8 @@ __all__ = ["Model", "SmoothModel", "finish"]
 NOTICEABLE = 1e-2
 # Products of curvatures are to stay numbers.
 LARGEST_CURVATURE = 1e150
+# How often what looked like a minimum may be left for a lower point.
+ESCAPES = 10
 # Shares of the expected gain: a step with less is not taken; with less is mended.
 BARELY, POOR = 1e-3, 0.25
 
@@ -147,8 +152,28 @@ class SmoothModel:
         return float(np.linalg.norm(array(gradient)[self._free] * scale))
 
 
-def finish(descent: Descent) -> Verdict:
+def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
     """Go down to the last digit by a trust-region Newton method, and judge the end.
+
+    Parameters
+    ----------
+    descent
+        Where to begin; it is left at the end.
+    descend
+        Leads down to a minimum without a Hessian, for a second look.
+    """
+    for _ in range(ESCAPES):
+        end = approach(descent)
+        if isinstance(end, Verdict):
+            return end
+        verdict = at_minimum(descent, end, descend)
+        if verdict is not None:
+            return verdict
+    return Verdict(Outcome.STALLED)
+
+
+def approach(descent: Descent) -> Model | Verdict:
+    """Go down to what looks like a minimum; return the model there, or another end.
 
     Nocedal and Wright (2006), algorithm 4.1 and section 4.3.
     """
@@ -164,7 +189,7 @@ def finish(descent: Descent) -> Verdict:
             end = settling.tail() or descent.faded(loose)
             low = model.decrement <= max(descent.tolerance, descent.noise)
             if model.is_bowl and low:
-                return end or at_minimum(descent, model)
+                return end or model
             return (
                 (descent.at_wall() if walled else None)
                 or end
@@ -176,18 +201,35 @@ def finish(descent: Descent) -> Verdict:
         verdict = descent.falling() or settling.judge(step, width, decrement)
         if verdict is not None:
             found = verdict.outcome is Outcome.CONVERGED
-            return at_minimum(descent, model) if found else verdict
+            return model if found else verdict
         if descent.spent:
             return Verdict(Outcome.MAX_STEPS)
         radius, walled = advance(descent, model, radius)
 
 
-def at_minimum(descent: Descent, model: Model) -> Verdict:
-    """Say what kind of minimum this is: none, one of many, or the only one."""
+def at_minimum(
+    descent: Descent, model: Model, descend: Callable[[Descent], Verdict]
+) -> Verdict | None:
+    """Say what kind of minimum this is: none, one of many, or the only one.
+
+    None: it is no minimum, and the descent has left it for a lower point.
+    """
+    if descent.noticed() and not descent.spent:
+        return None
     faded = descent.faded()
     if faded is not None:
         return faded
     null = model.null_space
+    if not null.shape[1]:
+        return Verdict(Outcome.CONVERGED)
+    # A plateau has a width without end, which is no reason to leap that far.
+    reach = np.maximum(array(descent.unit), np.abs(array(descent.x)))
+    width = np.minimum(model.width, reach)
+    lower = lower_aside(descent, null, width)
+    if lower is not None and not descent.spent:
+        descent.accept(*lower)
+        return None
+    null = free_part(descent, null, width, descend)
     if not null.shape[1]:
         return Verdict(Outcome.CONVERGED)
     named = np.flatnonzero(np.linalg.norm(null, axis=1) > NOTICEABLE)

@@ -320,9 +320,20 @@ def test_idle_coordinates(newton_limit):
 
 
 def test_flat_at_the_start_is_not_idle():
+    """A curve of the fourth order has one lowest point, though its Hessian is 0."""
     minimum = minimize(lambda x: (x[0] - 1) ** 2 + x[1] ** 4, vector(0.0, 0.0))
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
-    assert minimum.coordinates == (1,)
+    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.x.tolist() == [1.0, 0.0]
+
+
+def test_influence_that_only_the_end_shows():
+    def objective(x):
+        late = torch.where(x[0] > 5, (x[1] - 3) ** 2, torch.zeros_like(x[1]))
+        return (x[0] - 8) ** 2 + late
+
+    minimum = minimize(objective, vector(0.0, 0.0), idle="report")
+    assert minimum.outcome is Outcome.CONVERGED
+    torch.testing.assert_close(minimum.x, vector(8.0, 3.0))
 
 
 def test_a_constant_has_only_idle_coordinates():
