@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pyro
 import torch
 
+from probsl.validation import validating
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -57,7 +59,6 @@ def isolated(
     settings = pyro.settings.context(
         module_local_params=True,
         validate_distributions_pyro=validate,
-        validate_distributions_torch=validate,
         # Pyro's own checks refuse a bare `pyro.param` in a module, which works here.
         validate_poutine=False,
         validate_infer=False,
@@ -66,6 +67,7 @@ def isolated(
         _LOCK,
         _default_dtype(dtype),
         settings,
+        validating(validate),
         pyro.get_param_store().scope(),
         _default_device(device),
         forked(device),
