@@ -12,12 +12,12 @@ from torch import nn
 from probsl.conversion import place
 from probsl.isolation import isolated
 from probsl.program_errors import annotate, refuse_unequal_lengths
+from probsl.supports import settled, support_of, unchecked, unwrap
 from probsl.visits import (
     is_factor,
     is_observation,
     plates_of,
     refuse_unannotated,
-    unwrap,
     visit,
 )
 
@@ -243,15 +243,18 @@ def _check_support(message: Any) -> None:
             f"site '{name}' observes complex values; write it as two real sites, one "
             "for the real and one for the imaginary part"
         )
-    outside = ~fn.support.check(value)
+    support = support_of(fn)
+    if support is None or unchecked(fn):
+        return
+    outside = ~support.check(value)
     count = int(outside.sum())
     if count:
         first = outside.nonzero()[0].tolist()
         raise ValueError(
             f"site '{name}' observes {count} value{'s' * (count > 1)} outside the "
-            f"support of its {type(unwrap(fn)).__name__}, {fn.support}; the first is "
-            f"{value[tuple(first)].tolist()} in {place(first)}; change those values "
-            "or the distribution"
+            f"support of its {type(unwrap(fn)).__name__}, {settled(support)}; the "
+            f"first is {value[tuple(first)].tolist()} in {place(first)}; change those "
+            "values or the distribution"
         )
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions.constraint_registry import biject_to
 
 from probsl.coordinates import Coordinates, Entry
 from probsl.data import (
@@ -20,6 +19,7 @@ from probsl.data import (
     floating_type,
     row_weights,
 )
+from probsl.declared_supports import DeclaredSupports
 from probsl.dry_run import (
     ADD_A_PLATE,
     blaming_batches,
@@ -36,6 +36,7 @@ from probsl.parameters import Functional, OwnParameter
 from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import Batch, Scoring, by_row, named_terms, site_terms, total
 from probsl.sites import Role, Site, inventory
+from probsl.supports import bijection
 from probsl.visits import Plate, is_observation, visit
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ class Problem:
             parameters always follow, unconstrained, under their names.
         """
         chosen = [s for s in self.latents if names is None or s.name in names]
-        entries = [Entry(s.name, biject_to(s.support), s.shape) for s in chosen]
+        entries = [Entry(s.name, bijection(s.support), s.shape) for s in chosen]
         own = [Entry(p.name, _IDENTITY, p.start.shape) for p in self.own]
         return Coordinates([*entries, *own])
 
@@ -412,13 +413,15 @@ class Problem:
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.
 
-        Its own parameters are at their starts, and its modules stay as they are.
+        Its latents state their supports as `probsl.supports` knows them. Its own
+        parameters are at their starts, and its modules stay as they are.
         """
         hidden = list(self.named(Role.ENUMERATED))
         own = {p.name: p.start for p in self.own}
 
         def program(**arguments: Any) -> Any:
-            return self.run(own, arguments)
+            with DeclaredSupports():
+                return self.run(own, arguments)
 
         return poutine.block(program, hide=hidden) if hidden else program
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions.constraint_registry import biject_to
 
 from probsl.parents import parents_of
+from probsl.supports import bijection, settled, support_of, unwrap
 from probsl.visits import (
     Plate,
     is_continuous,
@@ -18,7 +18,6 @@ from probsl.visits import (
     is_factor,
     plates_of,
     refuse_changing_sites,
-    unwrap,
     visit,
 )
 
@@ -51,7 +50,8 @@ class Site:
     shape
         Shape of its value.
     support
-        Constraint on its value; None for factors and deterministics.
+        Constraint on its value; None for factors, deterministics, and distributions
+        that state none.
     plates
         The plates around it, outermost first.
     parents
@@ -112,12 +112,13 @@ def _site(message: Any, parents: tuple[str, ...], data_plate: str | None) -> Sit
     plates = plates_of(message)
     inside = data_plate is not None and any(p.name == data_plate for p in plates)
     role = _role(message, inside or bool(parents))
-    support = message["fn"].support if role is not Role.FACTOR else None
+    stated = role not in (Role.FACTOR, Role.DETERMINISTIC)
+    support = settled(support_of(message["fn"])) if stated else None
     return Site(
         name=message["name"],
         role=role,
         shape=message["value"].shape,
-        support=None if role is Role.DETERMINISTIC else support,
+        support=support,
         plates=plates,
         parents=parents,
         batch_axes=len(message["fn"].batch_shape),
@@ -146,7 +147,7 @@ def _refuse_moving_supports(
             continue
         centers = []
         for fn in (message["fn"], second[name]["fn"]):
-            transform = biject_to(fn.support)
+            transform = bijection(support_of(fn))
             shape = transform.inverse_shape(message["value"].shape)
             centers.append(transform(torch.zeros(shape)))
         if not torch.equal(*centers):

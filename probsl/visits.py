@@ -10,8 +10,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import TransformedDistribution, constraints
-from torch.distributions.constraint_registry import biject_to
+from torch.distributions import constraints
+
+from probsl.supports import bijection, core, support_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +73,7 @@ class _Visit(Messenger):
         self.messages[name] = msg
 
     def _feasible(self, fn: Any) -> Tensor:
-        transform = biject_to(fn.support)
+        transform = bijection(support_of(fn))
         shape = transform.inverse_shape(fn.shape())
         noise = torch.randn(shape) if self._jitter else torch.zeros(shape)
         value: Tensor = transform(self._jitter * noise)
@@ -151,24 +152,14 @@ def is_observation(message: Any) -> bool:
 
 def is_continuous(fn: Any) -> bool:
     """Return whether a distribution is one of continuous values."""
-    return not fn.support.is_discrete
-
-
-def unwrap(fn: Any) -> Any:
-    """Return the distribution inside `to_event`, `mask` and `expand`."""
-    while True:
-        inner = getattr(fn, "base_dist", None)
-        if inner is None or isinstance(fn, TransformedDistribution):
-            return fn
-        fn = inner
+    support = support_of(fn)
+    return support is None or not support.is_discrete
 
 
 def scored_value(message: Any) -> Tensor:
     """Return a site's value as its distribution can score it: 0 and 1 as floats."""
     value: Tensor = message["value"]
-    support = message["fn"].support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = core(support_of(message["fn"]))
     truth = value.dtype is torch.bool or isinstance(support, type(constraints.boolean))
     return value.to(torch.get_default_dtype()) if truth else value
 
@@ -225,9 +216,15 @@ def _refuse_no_distribution(name: str, fn: Any) -> None:
 
 
 def _refuse_strange_support(name: str, fn: Any) -> None:
+    support, kind = support_of(fn), type(unwrap(fn)).__name__
+    if support is None:
+        raise ValueError(
+            f"latent site '{name}' is drawn from {kind}, which states no support; give "
+            "that class one, for example support = pyro.distributions.constraints.real"
+        )
     if not is_continuous(fn) and not fn.has_enumerate_support:
         raise ValueError(
-            f"latent site '{name}' is a discrete {type(unwrap(fn)).__name__} that "
+            f"latent site '{name}' is a discrete {kind} that "
             "cannot be summed out; replace it by its marginal likelihood"
         )
     held: list[Any] = list(vars(unwrap(fn)).values())
@@ -236,3 +233,12 @@ def _refuse_strange_support(name: str, fn: Any) -> None:
             f"latent site '{name}' is complex; write it as two real sites, its real "
             "and its imaginary part"
         )
+    if is_continuous(fn):
+        try:
+            bijection(support)
+        except NotImplementedError:
+            raise ValueError(
+                f"latent site '{name}' is drawn from {kind}, whose support, {support}, "
+                "has no coordinates that run over all real numbers; compute its value "
+                "from latents that do, on the real line, an interval or a simplex"
+            ) from None

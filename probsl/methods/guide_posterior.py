@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributions.constraint_registry import biject_to
 
 from probsl.methods.search import broken_sites
 from probsl.predict import map_draws
 from probsl.randomness import NoiseRecord, record, standardized
 from probsl.scoring import Batch, total, weighed_terms
+from probsl.supports import bijection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +130,6 @@ class GuidePosterior:
         mean = draws.mean(0)
         if bool(support.check(mean).all()):
             return mean
-        transform = biject_to(support)
+        transform = bijection(support)
         image: Tensor = transform(transform.inv(draws).mean(0))
         return image

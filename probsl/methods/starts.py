@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions.constraint_registry import biject_to
 
 from probsl.fit import Fit
 from probsl.methods.method_options import check_latent_names
 from probsl.options import shown
+from probsl.supports import bijection
 
 if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
@@ -141,7 +141,7 @@ def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
             f"start of '{name}' is outside its support, {support}: "
             f"{shown(constrained.tolist())}; start inside it"
         )
-    transform = biject_to(support)
+    transform = bijection(support)
     unconstrained = transform.inv(constrained)
     if not bool(unconstrained.isfinite().all()):
         raise ValueError(

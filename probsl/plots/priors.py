@@ -11,6 +11,7 @@ import torch
 
 from probsl.predict import Generating, deterministics, prior_draws
 from probsl.sites import Role
+from probsl.supports import support_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,10 @@ class Priors:
             -1, *[1] * len(fn.batch_shape)
         )
         values = values.expand(len(grid), *fn.batch_shape)
-        inside = fn.support.check(values)
+        support = support_of(fn)
+        inside = torch.ones_like(values, dtype=torch.bool)
+        if support is not None:
+            inside = support.check(values)
         # Outside its support a distribution may say anything.
         allowed = self.draws[element.site][0].to(values)
         density = fn.log_prob(torch.where(inside, values, allowed)).exp() * inside
