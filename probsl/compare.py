@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from probsl.fit import Fit, log_score
+from probsl.isolation import undisturbed
 from probsl.leave_one_out import score_fitted_rows
 from probsl.methods.point import MLE
 from probsl.options import did_you_mean
@@ -173,6 +174,7 @@ class Comparison:
         return scores, list(_RUN)
 
 
+@undisturbed
 def compare(
     fits: Mapping[str, Fit], data: Any = None, reference: str | None = None
 ) -> Comparison:

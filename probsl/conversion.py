@@ -1,24 +1,54 @@
-"""Arrays of every kind as torch tensors, and what cannot become one."""
+"""Data of every kind as torch tensors, and the labels that numbers do not have."""
 
 from __future__ import annotations
 
 import math
-import mmap
 import numbers
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from probsl.array_kinds import (
+    UNSIGNED,
+    is_mapped,
+    place,
+    refuse_dates,
+    refuse_kinds,
+    refuse_missing,
+    refuse_strange_tensors,
+    resident,
+    several,
+    type_of,
+    unmasked,
+)
 
-_AS_NUMBERS = "turn it into numbers, for example with pandas: column.astype('category')"
-_AS_TIME = "turn it into numbers, for example days: {} / pandas.Timedelta(days=1)"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = [
+    "Converted",
+    "Converter",
+    "is_mapped",
+    "place",
+    "refuse_overflow",
+    "resident",
+    "type_of",
+]
+
 # Elements that a check looks at together, to bound the memory it takes.
 _CHECKED_ELEMENTS = 1 << 20
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An argument that was converted and checked before, codes for its labels."""
+
+    value: Any
 
 
 class Converter:
@@ -32,8 +62,8 @@ class Converter:
     Attributes
     ----------
     labels
-        Argument, or ``argument.column`` of a DataFrame -> the categories behind its
-        integer codes; of a DataFrame as a whole, the names of its columns.
+        Argument -> the categories behind its integer codes; of a DataFrame, the names
+        of its columns.
 
     Examples
     --------
@@ -60,18 +90,22 @@ class Converter:
         Raises
         ------
         TypeError
-            If the array holds text, dates or objects.
+            If the array holds text, dates or objects, or is of a kind that torch does
+            not compute with.
         ValueError
-            If a value is missing or not finite, or there is none.
+            If a value is missing, masked or not finite, or there is none.
         """
+        if isinstance(value, Converted):
+            return value.value
         if isinstance(value, list | tuple):
             value = _from_sequence(name, value)
-        known = isinstance(value, np.ndarray) and name in self._known
-        if known and value.ndim == 1 and not is_mapped(value):
-            value = _labels_or_codes(value, self._known[name])
+        if isinstance(value, np.ma.MaskedArray):
+            value = unmasked(name, value)
+        if name in self._known and _is_array(value) and value.ndim == 1:
+            value = _labels_or_codes(name, value, self._known[name])
         if _is_pandas(value, "DataFrame"):
             value = self._frame(name, value)
-        elif _is_pandas(value, "Series", "Index", "Categorical"):
+        elif _is_pandas(value, "Series", "Index") or _is_pandas_array(value):
             value = self._column(name, value)
         elif isinstance(value, np.ndarray):
             if is_mapped(value):
@@ -99,6 +133,8 @@ class Converter:
                 f"argument '{name}' lacks the column '{absent[0]}', which it had in "
                 "the fit; give the same columns"
             )
+        for column in known:
+            _refuse_category(name, column, frame[column])
         self.labels[name] = known
         columns = [self._column(f"{name}.{c}", frame[c]) for c in known]
         if not columns:
@@ -115,71 +151,24 @@ class Converter:
         if name in self._known:
             series = _with_codes(name, series, self._known[name])
         if isinstance(series.dtype, pd.CategoricalDtype):
-            self.labels[name] = tuple(series.cat.categories)
+            self.labels[name] = tuple(series.cat.categories.tolist())
             codes = series.cat.codes.to_numpy().astype(np.int64)
-            _refuse_missing(name, codes < 0)
+            refuse_missing(name, codes < 0)
             return _checked(name, torch.from_numpy(codes))
         if pd.api.types.is_datetime64_any_dtype(series.dtype):
-            raise TypeError(_of_kind(name, "dates", "(column - column.min())"))
+            refuse_dates(name, "dates", "(column - column.min())")
+        if isinstance(series.dtype, pd.SparseDtype):
+            dense = "to_dense()" if _is_pandas_array(column) else "sparse.to_dense()"
+            raise TypeError(
+                f"argument '{name}' is a sparse {type(column).__name__}; give a dense "
+                f"one, {name}.{dense}"
+            )
         if pd.api.types.is_numeric_dtype(series.dtype) and (
             pd.api.types.is_extension_array_dtype(series.dtype)
         ):
-            _refuse_missing(name, series.isna().to_numpy())
+            refuse_missing(name, series.isna().to_numpy())
             series = series.astype(series.dtype.numpy_dtype)
         return _checked(name, _from_numpy(name, series.to_numpy()))
-
-
-def is_mapped(value: Any) -> bool:
-    """Return whether an array's numbers are mapped from a file, not in memory."""
-    while isinstance(value, np.ndarray):
-        value = value.base
-    return isinstance(value, mmap.mmap)
-
-
-def resident(
-    array: Any, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> Tensor:
-    """Return an array as a tensor in memory, what floats in it of type `dtype`.
-
-    Parameters
-    ----------
-    array
-        A tensor, or a NumPy array of numbers; what is in memory and of the right type
-        is not copied.
-    dtype
-        The floating type; None leaves it.
-    device
-        Where to; None leaves it.
-    """
-    if not torch.is_tensor(array):
-        kind = array.dtype
-        unsigned = kind.kind == "u" and kind != np.uint8
-        kind = np.dtype(np.int64) if unsigned else kind.newbyteorder("=")
-        held = np.asarray(array, dtype=kind, order="C")
-        array = torch.from_numpy(held.copy() if is_mapped(held) else held)
-    tensor: Tensor = array
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
-
-def type_of(array: Any) -> torch.dtype:
-    """Return the type of an array's numbers once they are in a tensor."""
-    return resident(array[:0]).dtype if isinstance(array, np.ndarray) else array.dtype
-
-
-def place(index: Sequence[int]) -> str:
-    """Say where an element of an array is.
-
-    Examples
-    --------
-    >>> from probsl.conversion import place
-    >>> place((3, 0))
-    'row 3, column 0'
-    """
-    if not index:
-        return "its only value"
-    if len(index) > 2:
-        return f"row {index[0]}, index {list(index[1:])}"
-    return f"row {index[0]}" + "".join(f", column {i}" for i in index[1:])
 
 
 def _from_sequence(name: str, value: Sequence[Any]) -> Any:
@@ -188,6 +177,10 @@ def _from_sequence(name: str, value: Sequence[Any]) -> Any:
         single = all(v.ndim == 0 for v in value)
         return torch.stack(list(value)) if single else value
     try:
+        if any(isinstance(v, np.ma.MaskedArray) for v in value):
+            # A mask of its own for each: numpy would turn a masked number into NaN.
+            held = [np.ma.getdata(v) for v in value]
+            return np.ma.array(held, mask=[np.ma.getmaskarray(v) for v in value])
         return np.asarray(value)
     except ValueError:
         raise ValueError(
@@ -196,21 +189,53 @@ def _from_sequence(name: str, value: Sequence[Any]) -> Any:
         ) from None
 
 
-def _labels_or_codes(value: Any, categories: tuple[Any, ...]) -> Any:
-    """Return an array of labels as a pandas Series, and one of codes as it is."""
-    numeric = value.dtype.kind in "biufc"
+def _is_array(value: Any) -> bool:
+    return torch.is_tensor(value) or isinstance(value, np.ndarray)
+
+
+def _labels_or_codes(name: str, value: Any, categories: tuple[Any, ...]) -> Any:
+    """Return an array of labels as a pandas Series, and one of codes as it is.
+
+    Numbers are labels where the categories are numbers; where those are text, they
+    can only be codes.
+    """
+    if torch.is_tensor(value):
+        value = value.detach().cpu()
+        array = (value.double() if value.is_floating_point() else value).numpy()
+    else:
+        array = value
+    numeric = array.dtype.kind in "biufc"
     if numeric and not all(isinstance(c, numbers.Number) for c in categories):
+        strange = (array < 0) | (array >= len(categories))
+        if strange.any():
+            raise ValueError(
+                f"argument '{name}' has the code {array[strange][0]}, but the fit saw "
+                f"{len(categories)} categories, {', '.join(map(repr, categories))}; "
+                "give their labels, or codes from 0 on"
+            )
         return value
     import pandas as pd
 
-    return pd.Series(value)
+    return pd.Series(array)
+
+
+def _refuse_category(name: str, column: Any, values: Any) -> None:
+    """Refuse a category among the columns of a matrix."""
+    import pandas as pd
+
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        raise TypeError(
+            f"argument '{name}' has the category '{column}' among its columns, and its "
+            "codes would count as numbers there; give the category as an argument of "
+            f"its own, or columns of 0 and 1, pandas.get_dummies({name}, dtype=float)"
+        )
 
 
 def _with_codes(name: str, series: Any, categories: tuple[Any, ...]) -> Any:
     """Give categories the codes that they had in the fit."""
     import pandas as pd
 
-    unknown = set(series.dropna().unique()) - set(categories)
+    unknown = set(series.dropna().unique().tolist()) - set(categories)
     if unknown:
         raise ValueError(
             f"argument '{name}' has the category {sorted(unknown, key=str)[0]!r}, "
@@ -220,14 +245,18 @@ def _with_codes(name: str, series: Any, categories: tuple[Any, ...]) -> Any:
 
 
 def _from_numpy(name: str, value: Any) -> Tensor:
-    kind = value.dtype.kind
-    if kind == "M":
-        raise TypeError(_of_kind(name, "dates", "(column - column.min())"))
-    if kind == "m":
-        raise TypeError(_of_kind(name, "time spans", "column"))
-    if kind not in "biufc":
-        _refuse_objects(name, value)
-    if kind == "u" and value.dtype != np.uint8:
+    """Return an array in memory as a tensor.
+
+    Raises
+    ------
+    TypeError
+        If torch has no such numbers, or they are none.
+    ValueError
+        If a value is missing, or larger than torch's integers.
+    """
+    refuse_kinds(name, value)
+    if value.dtype.kind == "u" and value.dtype != np.uint8:
+        _refuse_too_large(name, value)
         value = value.astype(np.int64)
     # torch shares memory only with writable arrays in native order and layout.
     if (
@@ -239,63 +268,44 @@ def _from_numpy(name: str, value: Any) -> Tensor:
     return torch.from_numpy(value)
 
 
-def _of_kind(name: str, held: str, span: str) -> str:
-    return f"argument '{name}' holds {held}; " + _AS_TIME.format(span)
-
-
-def _refuse_objects(name: str, value: Any) -> None:
-    """Say what an array of objects or text holds, by its first entry of that kind."""
-    entries = value.reshape(-1).tolist()
-    _refuse_missing(name, np.array([_is_missing(v) for v in entries], dtype=bool))
-    strange = (
-        (i, v)
-        for i, v in enumerate(entries)
-        if not isinstance(v, numbers.Number | np.bool_)
-    )
-    position, first = next(strange, (None, None))
-    if position is None:
-        raise TypeError(
-            f"argument '{name}' holds numbers as Python objects; give it a type of "
-            "numbers, for example with .astype(float)"
-        )
-    where = place([int(i) for i in np.unravel_index(position, value.shape)])
-    if isinstance(first, str | bytes):
-        raise TypeError(
-            f"argument '{name}' holds text, {first!r} in {where}; {_AS_NUMBERS}"
-        )
-    raise TypeError(
-        f"argument '{name}' holds objects, a {type(first).__name__} in {where}; "
-        "give an array of numbers"
-    )
-
-
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
-
-
-def _refuse_missing(name: str, missing: Any) -> None:
-    if missing.any():
-        count = int(missing.sum())
+def _refuse_too_large(name: str, value: Any) -> None:
+    if value.dtype.itemsize < 8:
+        return
+    count, first = _found(value, lambda part: part > _LARGEST)
+    if first is not None:
         raise ValueError(
-            f"argument '{name}' has {count} missing value{'s' * (count > 1)}, the "
-            f"first in row {int(missing.argmax())}; drop or fill those rows"
+            f"argument '{name}' has {several(count, 'value')} of 2**63 or more, the "
+            f"first in {place(first)}, which torch's integers cannot hold; give "
+            f"{name}.astype(float), or smaller numbers"
         )
 
 
 def _checked(name: str, value: Tensor) -> Tensor:
-    """Return a tensor without gradient, dense, with at least one row, and finite."""
-    if value.layout is not torch.strided:
-        raise TypeError(
-            f"argument '{name}' is a sparse tensor; give a dense one, {name}.to_dense()"
-        )
+    """Return a tensor of finite numbers without gradient.
+
+    Raises
+    ------
+    TypeError
+        If it is sparse, masked, without data, or of a type that torch only stores.
+    ValueError
+        If it is empty, or a value is not finite.
+    """
+    refuse_strange_tensors(name, value)
+    if value.dtype in UNSIGNED:
+        return _checked(name, _from_numpy(name, value.detach().cpu().numpy()))
     if value.ndim and not len(value):
         raise ValueError(
             f"argument '{name}' has no rows (its shape is {tuple(value.shape)}); give "
             "at least one"
         )
+    if not value.numel():
+        raise ValueError(
+            f"argument '{name}' has no columns (its shape is {tuple(value.shape)}); "
+            "give at least one, or a program without it"
+        )
     value = value.detach()
+    if value.is_inference():  # of which no gradient could be taken
+        value = value.clone()
     if value.is_floating_point() or value.is_complex():
         _refuse_nonfinite(name, value)
     return value
@@ -305,8 +315,11 @@ def _checked_on_disk(name: str, array: Any) -> Any:
     """Return a mapped array of finite numbers as it is, read once and in parts."""
     if array.dtype.kind not in "biufc" or not array.ndim:
         return _checked(name, _from_numpy(name, np.array(array)))
-    if not len(array):
+    if not array.size:
         return _checked(name, resident(array))
+    refuse_kinds(name, array)
+    if array.dtype.kind == "u":
+        _refuse_too_large(name, array)
     if array.dtype.kind in "fc":
         _refuse_nonfinite(name, array)
     return array
@@ -314,21 +327,59 @@ def _checked_on_disk(name: str, array: Any) -> Any:
 
 def _refuse_nonfinite(name: str, value: Any) -> None:
     """Say how many elements are NaN or infinite, and where the first is."""
+    count, first = _found(value, lambda part: ~resident(part).isfinite())
+    if first is not None:
+        raise ValueError(
+            f"argument '{name}' has {several(count, 'NaN or infinite value')}, "
+            f"the first in {place(first)}; drop or fill those rows"
+        )
+
+
+def refuse_overflow(name: str, value: Any, dtype: torch.dtype) -> None:
+    """Refuse finite numbers that a narrower floating type does not hold.
+
+    Parameters
+    ----------
+    name
+        The argument.
+    value
+        A tensor, or an array that is mapped from disk.
+    dtype
+        The floating type to compute in.
+
+    Raises
+    ------
+    ValueError
+        Saying how many are too large, and where the first is.
+    """
+    held = type_of(value)
+    if not held.is_floating_point or torch.finfo(held).max <= torch.finfo(dtype).max:
+        return
+    count, first = _found(value, lambda part: ~resident(part, dtype).isfinite())
+    if first is not None:
+        raise ValueError(
+            f"argument '{name}' has {several(count, 'value')} too large for {dtype}, "
+            f"the first in {place(first)}, {float(value[tuple(first)]):g}; rescale it, "
+            f"or compute in dtype={held}"
+        )
+
+
+def _found(
+    value: Any, strange: Callable[[Any], Any]
+) -> tuple[int, Sequence[int] | None]:
+    """Count the strange elements, and find the first; in parts, to save memory."""
     count, first = 0, None
     listed = value if value.ndim else value.reshape(1)
     rows = max(1, _CHECKED_ELEMENTS // max(math.prod(listed.shape[1:]), 1))
     for start in range(0, len(listed), rows):
-        strange = ~resident(listed[start : start + rows]).isfinite()
-        found = int(strange.sum())
-        if found and first is None:
-            row, *rest = strange.nonzero()[0].tolist()
+        found = strange(listed[start : start + rows])
+        found = found if torch.is_tensor(found) else torch.from_numpy(found)
+        number = int(found.sum())
+        if number and first is None:
+            row, *rest = found.nonzero()[0].tolist()
             first = [start + row, *rest] if value.ndim else []
-        count += found
-    if first is not None:
-        raise ValueError(
-            f"argument '{name}' has {count} NaN or infinite value{'s' * (count > 1)}, "
-            f"the first in {place(first)}; drop or fill those rows"
-        )
+        count += number
+    return count, first
 
 
 def _is_pandas(value: Any, *kinds: str) -> bool:
@@ -336,4 +387,12 @@ def _is_pandas(value: Any, *kinds: str) -> bool:
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(
         value, tuple(getattr(pandas, kind) for kind in kinds)
+    )
+
+
+def _is_pandas_array(value: Any) -> bool:
+    """Whether a value is an array of pandas's own, such as a Categorical."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(
+        value, pandas.api.extensions.ExtensionArray
     )

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probsl.conversion import Converter, is_mapped, resident, type_of
+from probsl.array_kinds import COMPUTED_IN
+from probsl.conversion import (
+    Converter,
+    is_mapped,
+    refuse_overflow,
+    resident,
+    type_of,
+)
 from probsl.options import did_you_mean, several_names
 from probsl.signature import signature_of
 
@@ -40,7 +47,15 @@ class Arguments:
         return {n: v for n, v in self.values.items() if is_array(v)}
 
     def cast(self, dtype: torch.dtype, device: torch.device) -> Arguments:
-        """Return the same arguments on a device, floating tensors of type `dtype`."""
+        """Return the same arguments on a device, floating tensors of type `dtype`.
+
+        Raises
+        ------
+        ValueError
+            If a number is too large for `dtype`.
+        """
+        for name, array in self.arrays().items():
+            refuse_overflow(name, array, dtype)
         values = {
             name: resident(value, dtype, device) if is_array(value) else value
             for name, value in self.values.items()
@@ -105,6 +120,11 @@ def floating_type(
             raise TypeError(f"dtype must be such as torch.float64, got {dtype!r}")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type, got {dtype}")
+        if dtype not in COMPUTED_IN:
+            raise ValueError(
+                f"dtype must be a floating type that torch computes in, such as "
+                f"torch.float32, got {dtype}"
+            )
         return dtype
     if len(own) > 1:
         names = ", ".join(sorted(str(t) for t in own))
@@ -265,6 +285,7 @@ def row_weights(
         )
     if not (converted > 0).any():
         raise ValueError("weights are all zero, so no row is left; keep some positive")
+    refuse_overflow("weights", converted, dtype)
     return converted.to(device, dtype)
 
 
@@ -294,6 +315,42 @@ def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
         '{"x": x, "y": y}, or be a DataFrame, a DataLoader or a tuple of arrays in '
         f"the order of the arguments; got {type(data).__name__}"
     )
+
+
+def refuse_unequal_rows(names: Iterable[str], given: Mapping[str, Any]) -> None:
+    """Refuse new data whose row arguments differ in length.
+
+    Parameters
+    ----------
+    names
+        The arguments that have one entry per row.
+    given
+        Argument -> value, before it is converted.
+
+    Raises
+    ------
+    ValueError
+        Naming the arguments, and their lengths.
+    """
+    arrays = {n: given[n] for n in names if _is_long(given.get(n))}
+    lengths = {name: len(value) for name, value in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"arguments {_listed(map(repr, lengths))} have unequal lengths, "
+            f"{_listed(map(str, lengths.values()))}; give them one entry per row each"
+        )
+
+
+def _is_long(value: Any) -> bool:
+    """Return whether a value has entries to count; one text has none."""
+    if isinstance(value, str) or not hasattr(value, "__len__"):
+        return False
+    return getattr(value, "ndim", 1) > 0
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}"
 
 
 def _check_names(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from probsl.batch_checks import check_batches
+from probsl.isolation import undisturbed
 from probsl.loaders import StreamedRows
 from probsl.options import whole_number
 from probsl.predict import deterministics, log_score_rows, predictive
@@ -233,6 +234,7 @@ class Fit:
         about = f" ({', '.join(self.sites)})" if self.sites else ""
         return f"{self.status.name}{about}: {self.status.value}"
 
+    @undisturbed
     def point(self) -> dict[str, Tensor]:
         """Return one value per site, in constrained space.
 
@@ -258,6 +260,7 @@ class Fit:
         completed = self._complete({n: v[None] for n, v in values.items()})
         return {name: value[0] for name, value in completed.items()}
 
+    @undisturbed
     def draw(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw from the posterior; a point repeats itself.
 
@@ -276,6 +279,7 @@ class Fit:
         n = whole_number("n", n)
         return self._complete(self.posterior.draw(n, seed), n)
 
+    @undisturbed
     def summary(
         self, prob: float = 0.95, *, by: Literal["element", "site"] | None = None
     ) -> pd.DataFrame:
@@ -313,6 +317,7 @@ class Fit:
         marks = {p.name: " (own)" for p in self.problem.own}
         return summarize(point, draws, prob, by_site=by == "site", marks=marks)
 
+    @undisturbed
     def log_likelihood(self) -> float:
         """Return the log likelihood of the fitted rows, with their weights, at `point`.
 
@@ -322,6 +327,7 @@ class Fit:
         with problem.isolated(), torch.no_grad():
             return float(problem.log_likelihood(posterior.point(), posterior.own))
 
+    @undisturbed
     def predict(
         self, data: Any, *, draws: int = 1000, seed: int = 0
     ) -> dict[str, Tensor]:
@@ -380,6 +386,7 @@ class Fit:
         return f"<p>{html.escape(repr(self))}<br>{html.escape(self.message)}</p>{table}"
 
 
+@undisturbed
 def fit(
     program: Callable[..., Any],
     data: Any,
@@ -511,6 +518,7 @@ def fit(
     )
 
 
+@undisturbed
 def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tensor:
     """Return the log predictive density of each row of held-out data.
 

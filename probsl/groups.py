@@ -11,6 +11,7 @@ import pyro
 import torch
 
 from probsl.fit import Fit
+from probsl.isolation import undisturbed
 from probsl.methods.method_options import prior_weights
 from probsl.options import whole_number
 from probsl.predict import (
@@ -67,6 +68,7 @@ class Groups:
     attrs: dict[str, dict[str, str | int]]
 
 
+@undisturbed
 def collect(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Groups:
     """Collect draws, densities and data of a fit.
 

@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 import threading
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+import traceback
+import warnings
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyro
 import torch
+from torch import overrides
+from torch._C import _functorch
+from torch._C._dynamo import guards
+from torch.distributions import dirichlet
+from torch.utils import _device, _python_dispatch
+from torch.utils._device import DeviceContext
 
-from probsl.validation import validating
+from probsl import pyro_state, validation
+from probsl.pyro_state import PyroState
+from probsl.random_functions import Forked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-# Pyro's handler stack and torch's default dtype belong to the process, so two
-# fits in two threads must take turns; re-entrant, for a fit inside a callback.
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+# Torch's default dtype and Pyro's flags belong to the process, so two fits in two
+# threads must take turns; re-entrant, for a fit inside a callback.
 _LOCK = threading.RLock()
+# The blocks that are open, the outermost first.
+_OPEN: list[Snapshot] = []
+
+_SETTINGS = (
+    "module_local_params",
+    "validate_distributions_pyro",
+    "validate_infer",
+    "validate_poutine",
+)
+# Torch's own notes that a mode of its dispatcher is active.
+_MODE_FLAGS = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
+# What else is replaced for a while, here or in torch, by its module and name.
+_ATTRIBUTES: tuple[tuple[Any, str], ...] = (
+    (dirichlet, "_Dirichlet"),
+    (warnings, "filters"),
+    (warnings, "showwarning"),
+    (_device, "CURRENT_DEVICE"),
+    *((_python_dispatch, name) for name in _MODE_FLAGS),
+)
+_AUTOCAST = ("cpu", "cuda")
 
 
 @contextmanager
@@ -29,11 +70,16 @@ def isolated(
 ) -> Iterator[None]:
     """Run a block in a Pyro and torch state of its own, and put back the old one.
 
-    Inside, Pyro's parameter store is empty, torch's default floating type is
-    `dtype` and its default device `device`, the random states of the CPU and of that
-    device start from `seed`, gradients are on, and distributions check their
-    arguments only if `validate`. Afterwards, also after an error, everything is as it
-    was.
+    Inside there are no Pyro handlers or plates, Pyro's parameter store is empty,
+    torch's default floating type is `dtype` and its default device `device`, the
+    random states of the CPU and of that device start from `seed`, gradients are on,
+    autocast, inference mode and modes of torch's functions are off, and
+    distributions check their arguments only if `validate`. Afterwards, also after an
+    error or Ctrl-C, everything is as it was.
+
+    Other threads keep their own Pyro handlers, plates and parameters meanwhile. Torch's
+    default dtype, its generators and the flags for validation are one for the process:
+    other threads see those of the block.
 
     Parameters
     ----------
@@ -56,34 +102,285 @@ def isolated(
     >>> torch.zeros(1).dtype
     torch.float32
     """
-    settings = pyro.settings.context(
-        module_local_params=True,
-        validate_distributions_pyro=validate,
-        # Pyro's own checks refuse a bare `pyro.param` in a module, which works here.
-        validate_poutine=False,
-        validate_infer=False,
-    )
-    with (
-        _LOCK,
-        _default_dtype(dtype),
-        settings,
-        validating(validate),
-        pyro.get_param_store().scope(),
-        _default_device(device),
-        forked(device),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        # Not torch.manual_seed, which would also reseed every other accelerator.
-        torch.default_generator.manual_seed(seed)
-        for index in _cuda_index(device):
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
+    with _turn():
+        before = Snapshot(device)
+        # Ctrl-C may end the first of the two halfway, but not the second as well.
+        try:
+            try:
+                before.leave(keep_device=device is None)
+                torch.set_default_dtype(dtype)
+                pyro.settings.set(
+                    module_local_params=True,
+                    validate_distributions_pyro=validate,
+                    # Pyro's own checks refuse a bare `pyro.param` in a module, which
+                    # works here.
+                    validate_poutine=False,
+                    validate_infer=False,
+                )
+                validation.replace_default(validate)
+                _seed(seed, device)
+                _set_default_device(device)
+                yield
+            except BaseException as error:
+                before.close(error)
+                raise
+            finally:
+                before.restore()
+        finally:
+            before.restore()
+
+
+def undisturbed(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let nothing that surrounds a call reach into a function, nor it change that.
+
+    What `isolated` takes away it takes away as well, but for the default dtype, the
+    random state and validation, which are the caller's.
+
+    Parameters
+    ----------
+    function
+        A function of the public interface.
+
+    Examples
+    --------
+    >>> import pyro
+    >>> from probsl.isolation import undisturbed
+    >>> @undisturbed
+    ... def wrapped():
+    ...     return pyro.poutine.runtime.am_i_wrapped()
+    >>> with pyro.poutine.scale(scale=2.0):
+    ...     wrapped()
+    False
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        with _turn():
+            before = Snapshot()
+            try:
+                try:
+                    before.leave()
+                    return function(*args, **kwargs)
+                except BaseException as error:
+                    before.close(error)
+                    raise
+                finally:
+                    before.restore()
+            finally:
+                before.restore()
+
+    return call
+
+
+class Snapshot:
+    """All that `isolated` replaces, as it is now.
+
+    Made where Ctrl-C is caught too: it may have come between the two halves of
+    anything, such as the entry of a plate, and `recover` mends that.
+
+    Parameters
+    ----------
+    device
+        Whose random state is noted besides that of the CPU.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._thread = get_ident()
+        self._handled = sys.exception()
+        self._open = len(_OPEN)
+        self._pyro = pyro_state.in_use()
+        self._pyro_held = None if self._pyro is None else _contents(self._pyro)
+        self._dtype = torch.get_default_dtype()
+        self._settings = {name: pyro.settings.get(name) for name in _SETTINGS}
+        self._attributes = [getattr(owner, name) for owner, name in _ATTRIBUTES]
+        self._validation = validation.default()
+        self._random = torch.get_rng_state()
+        self._device_random = [
+            (index, torch.cuda.get_rng_state(index)) for index in _cuda_index(device)
+        ]
+        self._gradients = torch.is_grad_enabled()
+        self._autocast = [torch.is_autocast_enabled(kind) for kind in _AUTOCAST]
+        self._function_modes = overrides._get_current_function_mode_stack()
+        self._dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack()
+        self._depth = _functorch.get_dynamic_layer_stack_depth()
+        self._default_device = _global_device()
+        self._inference: Any = None
+
+    def leave(self, *, keep_device: bool = False) -> None:
+        """Take away what surrounds the caller, until `restore`."""
+        _OPEN.append(self)
+        pyro_state.use(PyroState())
+        if torch.is_inference_mode_enabled():
+            self._inference = torch._C._InferenceMode(False)
+            self._inference.__enter__()
+        torch._C._set_grad_enabled(True)
+        for kind in _AUTOCAST:
+            torch.set_autocast_enabled(kind, False)
+        modes = [m for m in self._function_modes if isinstance(m, DeviceContext)]
+        _set_function_modes(modes if keep_device else [])
+        if self._dispatch_modes:
+            _set_dispatch_modes([])
+            for flag in _MODE_FLAGS:
+                setattr(_python_dispatch, flag, False)
+            _tell_compiler_of_modes()
+        if not keep_device:
+            _set_global_device(None)
+
+    def restore(self) -> None:
+        """End the block that `leave` began; once it has ended, do nothing."""
+        # A generator that Ctrl-C kept from ending does so when it is collected, and
+        # by then an outer block has put back all of it.
+        if self not in _OPEN:
+            return
+        self._put_back()
+        if self._inference is not None:
+            self._inference.__exit__(None, None, None)
+        del _OPEN[_OPEN.index(self) :]
+
+    def close(self, error: BaseException) -> None:
+        """End, after Ctrl-C, what it has kept from ending.
+
+        It may come where a generator is to be resumed, say at the end of a context.
+        Such a generator ends when the frames that hold it are forgotten, and would then
+        change what has been put back before.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If that is what another error has come of, such as one of a plate that was
+            entered by half.
+        """
+        chain: list[BaseException] = []
+        each: BaseException | None = error
+        while each is not None and each is not self._handled and each not in chain:
+            chain.append(each)
+            each = each.__context__
+        if not any(isinstance(raised, KeyboardInterrupt) for raised in chain):
+            return
+        for raised in chain:
+            traceback.clear_frames(raised.__traceback__)
+        if not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+
+    def recover(self, error: KeyboardInterrupt) -> None:
+        """Go on after Ctrl-C as if nothing had begun since the snapshot was taken."""
+        self.close(error)
+        self._put_back()
+        del _OPEN[self._open :]
+
+    def _put_back(self) -> None:
+        """Make everything as it was when the snapshot was taken."""
+        self._put_back_process()
+        torch._C._set_grad_enabled(self._gradients)
+        for kind, enabled in zip(_AUTOCAST, self._autocast, strict=True):
+            torch.set_autocast_enabled(kind, enabled)
+        if _functorch.get_dynamic_layer_stack_depth() > self._depth:
+            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
+        _set_dispatch_modes(self._dispatch_modes)
+        _tell_compiler_of_modes()
+        _set_function_modes(self._function_modes)
+        _set_global_device(self._default_device)
+
+    def _put_back_process(self) -> None:
+        """Put back what all threads share."""
+        if self._pyro is not None and self._pyro_held is not None:
+            _refill(self._pyro, self._pyro_held)
+        pyro_state.use(self._pyro)
+        torch.set_default_dtype(self._dtype)
+        pyro.settings.set(**self._settings)
+        validation.put_back(self._validation)
+        for (owner, name), value in zip(_ATTRIBUTES, self._attributes, strict=True):
+            if getattr(owner, name) is not value:
+                setattr(owner, name, value)
+        torch.set_rng_state(self._random)
+        for index, state in self._device_random:
+            torch.cuda.set_rng_state(state, index)
 
 
 def forked(device: torch.device | None) -> AbstractContextManager[None]:
     """Put back the random states of the CPU and of a device after a block."""
-    return torch.random.fork_rng(devices=_cuda_index(device))
+    return Forked(_cuda_index(device))
+
+
+def _turn() -> AbstractContextManager[Any]:
+    """Wait until no other thread is in a block."""
+    if _OPEN and _OPEN[0]._thread == get_ident():
+        return nullcontext()
+    return _LOCK
+
+
+def _begin_anew() -> None:
+    """Let a forked child be free of the block that another thread was in."""
+    global _LOCK  # noqa: PLW0603
+    if _OPEN and _OPEN[0]._thread == get_ident():
+        return
+    _LOCK = threading.RLock()
+    if _OPEN:
+        _OPEN[0]._put_back_process()
+        _OPEN.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _contents(state: PyroState) -> tuple[Any, ...]:
+    return (
+        list(state.handlers),
+        list(state.plates["_stack"]),
+        dict(state.enumeration),
+        {name: dict(held) for name, held in state.parameters.items()},
+    )
+
+
+def _refill(state: PyroState, contents: tuple[Any, ...]) -> None:
+    handlers, plates, enumeration, parameters = contents
+    state.handlers = list(handlers)
+    state.plates = {"_stack": list(plates)}
+    state.enumeration = dict(enumeration)
+    state.parameters = {name: dict(held) for name, held in parameters.items()}
+
+
+def _set_function_modes(modes: list[Any]) -> None:
+    now = overrides._get_current_function_mode_stack()
+    if now == modes:
+        return
+    for _ in now:
+        overrides._pop_mode()
+    for mode in modes:
+        overrides._push_mode(mode)
+
+
+def _set_dispatch_modes(modes: list[Any]) -> None:
+    now = _python_dispatch._get_current_dispatch_mode_stack()
+    if now == modes:
+        return
+    for _ in now:
+        _python_dispatch._pop_mode()
+    for mode in modes:
+        _python_dispatch._push_mode(mode)
+
+
+def _tell_compiler_of_modes() -> None:
+    flag = _python_dispatch._is_in_any_mode_without_ignore_compile_internals
+    guards.set_is_in_mode_without_ignore_compile_internals(flag)
+
+
+def _global_device() -> Any:
+    """Return what `torch.set_default_device` left in this thread."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+
+def _set_global_device(context: Any) -> None:
+    if _global_device() is not context:
+        torch._GLOBAL_DEVICE_CONTEXT.device_context = context
+
+
+def _seed(seed: int, device: torch.device | None) -> None:
+    # Not torch.manual_seed, which would also reseed every other accelerator.
+    torch.default_generator.manual_seed(seed)
+    for index in _cuda_index(device):
+        torch.cuda.default_generators[index].manual_seed(seed)
 
 
 def _cuda_index(device: torch.device | None) -> list[int]:
@@ -95,21 +392,8 @@ def _cuda_index(device: torch.device | None) -> list[int]:
     return [device.index]
 
 
-@contextmanager
-def _default_device(device: torch.device | None) -> Iterator[None]:
-    # Torch's own mode costs time at every call, so it is entered where it matters only.
-    if device is None or device == torch.get_default_device():
-        yield
-        return
-    with device:
-        yield
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _set_default_device(device: torch.device | None) -> None:
+    # Torch's own mode costs time at every call, so it is entered where it matters only;
+    # it is not left, for the snapshot puts back what was before.
+    if device is not None and device != torch.get_default_device():
+        DeviceContext(device).__enter__()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from probsl.conversion import Converter, is_mapped, resident
+from probsl.conversion import (
+    Converter,
+    is_mapped,
+    refuse_overflow,
+    resident,
+    type_of,
+)
 from probsl.data import Arguments, bind, by_name
 from probsl.options import whole_number
 
@@ -47,30 +52,35 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of one more epoch."""
-        with self._random_numbers():
+        with self:
             batches = iter(self._loader)
         while True:
-            with self._random_numbers():
+            with self:
                 batch = next(batches, _END)
             if batch is _END:
                 return
             yield batch
 
-    @contextmanager
-    def _random_numbers(self) -> Iterator[None]:
-        before = [(generator, generator.get_state()) for generator, _ in self._own]
-        with self._device, torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._state)
-            for generator, state in self._own:
-                generator.set_state(state[0])
-            try:
-                yield
-            finally:
-                self._state = torch.get_rng_state()
-                for generator, state in self._own:
-                    state[0] = generator.get_state()
-                for generator, earlier in before:
-                    generator.set_state(earlier)
+    def __enter__(self) -> None:
+        """Let the loader go on with its random numbers."""
+        self._before = [
+            (generator, generator.get_state()) for generator, _ in self._own
+        ]
+        self._global = torch.get_rng_state()
+        self._device.__enter__()
+        torch.set_rng_state(self._state)
+        for generator, state in self._own:
+            generator.set_state(state[0])
+
+    def __exit__(self, *exception: Any) -> None:
+        """Note where they are, and put back all."""
+        self._state = torch.get_rng_state()
+        for generator, state in self._own:
+            state[0] = generator.get_state()
+        for own, earlier in self._before:
+            own.set_state(earlier)
+        torch.set_rng_state(self._global)
+        self._device.__exit__(*exception)
 
 
 class StreamedRows:
@@ -92,7 +102,8 @@ class StreamedRows:
     size
         The number of rows that the likelihood stands for, N.
     visited
-        Rows that an epoch yields, fewer where the loader drops its last batch.
+        Rows that an epoch yields: fewer where the loader drops its last batch, and
+        those of its sampler where `total` says for how many they stand.
     names
         The arguments with one entry per row, once `at_hand` has seen a batch.
     dtype
@@ -114,9 +125,9 @@ class StreamedRows:
     ) -> None:
         self.loader = loader
         self.size = _size(loader) if total is None else whole_number("total", total)
-        self.visited = self.size
+        self.visited = _sampled(loader) or self.size
         if loader.drop_last and loader.batch_size:
-            self.visited -= self.size % loader.batch_size
+            self.visited -= self.visited % loader.batch_size
         self.names: tuple[str, ...] = ()
         self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
@@ -156,7 +167,7 @@ class StreamedRows:
                 "yield arrays with one entry per row"
             )
         length = bound.lengths()[self.names[0]]
-        if length > self.size:
+        if length > max(self.size, self.visited):
             raise ValueError(
                 f"the DataLoader's first batch has {length} rows, but its data set has "
                 f"{self.size} entries in all; say how many rows there are with total="
@@ -164,13 +175,20 @@ class StreamedRows:
         self.batch_size = batch_size or length
         enough = max(2 * self.batch_size, _AT_HAND)
         if self.batch_size >= self.size:
-            enough = self.size + 1  # all of them, and then it is over
+            enough = self.visited + 1  # all of them, and then it is over
         parts = [{n: resident(bound.values[n]) for n in self.names}]
         while length < enough and (batch := next(batches, None)) is not None:
-            parts.append(self.read(batch))
+            parts.append(read_batch(self.read, batch, len(parts)))
             length += len(parts[-1][self.names[0]])
+        if self.batch_size >= self.size:
+            refuse_other_count(length, self.visited, drops=self.loader.drop_last)
         joined = {n: torch.cat([part[n] for part in parts]) for n in self.names}
         return Arguments({**bound.values, **joined}, bound.labels)
+
+    @property
+    def held(self) -> bool:
+        """Whether `at_hand` has returned all rows, and they are all there are."""
+        return self.batch_size >= self.size == self.visited
 
     def read(self, batch: Any) -> dict[str, Tensor]:
         """Return the rows of what the loader yielded, checked.
@@ -178,9 +196,27 @@ class StreamedRows:
         Raises
         ------
         ValueError, TypeError
-            If it has other names than the first batch, other constants, or a value
-            that is no finite number.
+            If it has other names than the first batch, other constants, other columns
+            or types, or a value that is no finite number.
         """
+        rows = self._rows(batch)
+        for name, value in rows.items():
+            first = self._arguments.values[name]
+            if value.shape[1:] != first.shape[1:]:
+                raise ValueError(
+                    f"a batch of the DataLoader has '{name}' of shape "
+                    f"{tuple(value.shape)}, and the first one of shape "
+                    f"{tuple(first.shape)}; let it yield the same columns each time"
+                )
+            held = type_of(first)
+            if value.is_floating_point() != held.is_floating_point:
+                raise ValueError(
+                    f"a batch of the DataLoader has '{name}' of type {value.dtype}, "
+                    f"and the first one of type {held}; let it yield one type"
+                )
+        return rows
+
+    def _rows(self, batch: Any) -> dict[str, Tensor]:
         named = self._named(batch)
         expected = self._arguments.values
         if named.keys() != expected.keys():
@@ -192,7 +228,13 @@ class StreamedRows:
         for name in expected.keys() - set(self.names):
             _refuse_changing(name, expected[name], named[name])
         convert = Converter(self._arguments.labels)
-        rows = {n: resident(convert(n, named[n]), self.dtype) for n in self.names}
+        arrays = {n: convert(n, named[n]) for n in self.names}
+        for name, array in arrays.items():
+            if not is_mapped(array) and not torch.is_tensor(array):
+                raise TypeError(f"entry '{name}' is no array; yield one in every batch")
+            if self.dtype is not None:
+                refuse_overflow(name, array, self.dtype)
+        rows = {n: resident(array, self.dtype) for n, array in arrays.items()}
         lengths = {n: len(value) for n, value in rows.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{count} of '{n}'" for n, count in lengths.items())
@@ -213,8 +255,8 @@ class StreamedRows:
 
     def parts(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         """Yield all rows, a batch of the loader's at a time."""
-        for batch in Epochs(self.loader, 0):
-            rows = self.read(batch).items()
+        for number, batch in enumerate(Epochs(self.loader, 0)):
+            rows = read_batch(self.read, batch, number).items()
             yield {n: resident(value, device=self.device) for n, value in rows}, None
 
     def _named(self, batch: Any) -> dict[str, Any]:
@@ -222,6 +264,26 @@ class StreamedRows:
         if not isinstance(batch, Mapping | tuple):
             batch = tuple(batch) if isinstance(batch, list) else (batch,)
         return by_name(self._function, batch)
+
+
+def read_batch(
+    read: Callable[[Any], dict[str, Tensor]], batch: Any, number: int
+) -> dict[str, Tensor]:
+    """Read what a loader yielded, and say of a refusal which batch it was.
+
+    Parameters
+    ----------
+    read
+        Turns it into row argument -> tensor ``[rows, ...]``.
+    batch
+        What the loader yielded.
+    number
+        As which batch of an epoch, from 0 on.
+    """
+    try:
+        return read(batch)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"batch {number}: {error}") from error
 
 
 def _size(loader: DataLoader[Any]) -> int:
@@ -246,6 +308,39 @@ def _size(loader: DataLoader[Any]) -> int:
             "say for how many the likelihood is to stand with total="
         )
     return size
+
+
+def _sampled(loader: DataLoader[Any]) -> int | None:
+    """Return how many rows a sampler visits that does not visit all; else None."""
+    data: Any = loader.dataset
+    if isinstance(data, IterableDataset) or not hasattr(loader.sampler, "__len__"):
+        return None
+    visited = len(loader.sampler)  # type: ignore[arg-type]
+    return visited if visited != len(data) else None
+
+
+def refuse_other_count(seen: int, expected: int, *, drops: bool) -> None:
+    """Refuse a loader that does not yield the rows it is said to have.
+
+    Parameters
+    ----------
+    seen
+        The rows of an epoch.
+    expected
+        How many it is said to have.
+    drops
+        Whether it leaves out a last batch that is not full.
+
+    Raises
+    ------
+    ValueError
+        Saying how many there are, and how many were expected.
+    """
+    if seen > expected or (seen < expected and not drops):
+        raise ValueError(
+            f"the DataLoader yielded {seen} rows in an epoch, where {expected} were "
+            "expected; say how many there are with total="
+        )
 
 
 def _row_names(

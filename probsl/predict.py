@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probsl.data import bind, by_name
+from probsl.data import bind, by_name, refuse_unequal_rows
 from probsl.random_functions import independent_draws
 from probsl.sites import Role
 from probsl.visits import is_deterministic, is_observation
@@ -361,23 +361,31 @@ def new_arguments(problem: Problem, data: Any) -> dict[str, Any]:
     observed = observed_arguments(problem)
     function, labels = problem.program.function, problem.arguments.labels
     given = {**problem.constants(), **by_name(function, data)}
-    inputs = {name: value for name, value in given.items() if name not in observed}
-    required = [
-        n for n in problem.rows if n not in problem.program.optional_arguments()
-    ]
-    absent = [name for name in required if name not in inputs]
+    optional = problem.program.optional_arguments()
+    inputs = {n: v for n, v in given.items() if n not in observed}
+    inputs |= {n: None for n in given if n in observed and n not in optional}
+    absent = [n for n in problem.rows if n not in optional and n not in inputs]
     if absent and all(name in problem.arguments.values for name in inputs):
+        name = absent[0]
+        remedy = f"give it as None, {{'{name}': None}}, or declare it with a default"
         raise ValueError(
-            f"data lacks '{absent[0]}', an argument of the program; give it or, if it "
-            f"is what the program observes, declare it with a default, {absent[0]}=None"
+            f"data lacks '{name}', which the program observes and requires; {remedy}, "
+            f"{name}=None"
+            if name in observed
+            else f"data lacks '{name}', an argument of the program; give it or, if it "
+            f"is what the program observes, {remedy}, {name}=None"
         )
+    refuse_unequal_rows(problem.rows, inputs)
     return (
         bind(function, inputs, labels=labels).cast(problem.dtype, problem.device).values
     )
 
 
 def observed_arguments(problem: Problem) -> set[str]:
-    """Find the arguments without which an observed site is observed no more."""
+    """Find the arguments without which an observed site is observed no more.
+
+    An argument with a default is left out, and a required one is None.
+    """
     values = problem.feasible_values()
     own = {p.name: p.start for p in problem.own}
     arguments = problem.arguments.values
@@ -390,11 +398,15 @@ def observed_arguments(problem: Problem) -> set[str]:
 
     everything = observed(arguments)
     found = set()
-    for name in problem.program.optional_arguments():
-        if arguments.get(name) is None:
+    optional = problem.program.optional_arguments()
+    for name, value in arguments.items():
+        if value is None:
             continue
+        rest_given = {n: v for n, v in arguments.items() if n != name}
+        if name not in optional:
+            rest_given[name] = None
         try:
-            rest = observed({n: v for n, v in arguments.items() if n != name})
+            rest = observed(rest_given)
         except Exception:  # the program cannot run without it: it is an input
             continue
         if rest < everything:

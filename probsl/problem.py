@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from probsl.conversion import Converted
 from probsl.coordinates import Coordinates, Entry
 from probsl.data import (
     Arguments,
@@ -17,6 +18,7 @@ from probsl.data import (
     device_of,
     find_rows,
     floating_type,
+    refuse_unequal_rows,
     row_weights,
 )
 from probsl.declared_supports import DeclaredSupports
@@ -182,6 +184,7 @@ class Problem:
         Constants may be left out, and categories are coded as they were.
         """
         given = {**self.constants(), **by_name(self.program.function, data)}
+        refuse_unequal_rows(self.rows, given)
         return Problem.build(
             self.program.function,
             given,
@@ -211,9 +214,10 @@ class Problem:
                 f"the rows of this fit {why}, so they cannot all be shown; score some "
                 "with log_score(fit, data), or fit some of them as arrays"
             )
+        held = {**self.arguments.values, **self.source.arrays}
         return Problem.build(
             self.program.function,
-            {**self.arguments.values, **self.source.arrays},
+            {name: Converted(value) for name, value in held.items()},
             rows=self.rows,
             weights=self.weights,
             dtype=self.dtype,
@@ -243,7 +247,7 @@ class Problem:
     def constants(self) -> dict[str, Any]:
         """Return the arguments that new rows need not bring along."""
         return {
-            name: value
+            name: Converted(value)
             for name, value in self.arguments.values.items()
             if name not in self.rows and (self.has_rows or not torch.is_tensor(value))
         }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import weakref
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -22,11 +21,19 @@ from torch.distributions import dirichlet
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     Function = Callable[..., Any]
 
-__all__ = ["NoiseMismatchError", "NoiseMode", "Request", "Supply", "independent_draws"]
+__all__ = [
+    "Forked",
+    "NoiseMismatchError",
+    "NoiseMode",
+    "Request",
+    "Supply",
+    "independent_draws",
+]
 
 Kind = Literal["normal", "uniform"]
 
@@ -295,8 +302,7 @@ _SAMPLERS = frozenset(
 )
 
 
-@contextmanager
-def independent_draws() -> Iterator[None]:
+def independent_draws() -> AbstractContextManager[object]:
     """Let distributions be sampled inside `vmap(..., randomness="different")`.
 
     There torch can draw from each of its samplers, but not into memory that has no
@@ -313,9 +319,9 @@ def independent_draws() -> Iterator[None]:
     without this context. Numbers of numpy and of `random` would be equal in all entries
     of the batch: `randomness.record` names these as an obstacle.
 
-    Yields
-    ------
-    None
+    Returns
+    -------
+    AbstractContextManager
         One name in torch.distributions is replaced meanwhile, for all threads; draws
         and gradients elsewhere do not change.
 
@@ -330,13 +336,32 @@ def independent_draws() -> Iterator[None]:
     >>> draws.unique().shape
     torch.Size([5])
     """
-    original = dirichlet._Dirichlet
-    dirichlet._Dirichlet = _Dirichlet(original)  # type: ignore[misc,assignment]
-    try:
-        with _Batched():
-            yield
-    finally:
-        dirichlet._Dirichlet = original  # type: ignore[misc]
+    return _Batched()
+
+
+class Forked:
+    """Puts back random states of torch at the end of a block.
+
+    Unlike `torch.random.fork_rng`, which is a generator, it never does so later: when
+    Ctrl-C keeps a generator from ending, that ends once it is collected.
+
+    Parameters
+    ----------
+    devices
+        The CUDA devices whose states it puts back besides that of the CPU.
+    """
+
+    def __init__(self, devices: Iterable[int] = ()) -> None:
+        self._devices = tuple(devices)
+
+    def __enter__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = [torch.cuda.get_rng_state(index) for index in self._devices]
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_rng_state(self._cpu)
+        for index, state in zip(self._devices, self._cuda, strict=True):
+            torch.cuda.set_rng_state(state, index)
 
 
 class _Dirichlet:
@@ -353,6 +378,16 @@ class _Dirichlet:
 
 class _Batched(TorchFunctionMode):
     """Calls in place of some functions what vmap can do with each entry by itself."""
+
+    def __enter__(self) -> Self:
+        self._original = dirichlet._Dirichlet
+        dirichlet._Dirichlet = _Dirichlet(self._original)  # type: ignore[misc,assignment]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        dirichlet._Dirichlet = self._original  # type: ignore[misc]
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None

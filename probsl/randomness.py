@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probsl.random_functions import NoiseMode, Request, Supply
+from probsl.random_functions import Forked, NoiseMode, Request, Supply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +199,7 @@ def record(function: Callable[..., object], *args: object) -> NoiseRecord:
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     before = random.getstate(), _numpy_state()
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with Forked(devices), torch.enable_grad():
         with _Recorder() as recorder:
             function(*args)
         if recorder.obstacle is None and recorder.moved():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from probsl.conversion import is_mapped, resident
+from probsl.conversion import is_mapped, refuse_overflow, resident
 from probsl.data import Arguments, bind, find_rows
 from probsl.loaders import StreamedRows
 
@@ -56,7 +56,15 @@ class StoredRows:
         return tuple(self.arrays)
 
     def read_as(self, dtype: torch.dtype, device: torch.device) -> StoredRows:
-        """Return the same rows, to be read onto a device, their floats as `dtype`."""
+        """Return the same rows, to be read onto a device, their floats as `dtype`.
+
+        Raises
+        ------
+        ValueError
+            If a number is too large for `dtype`.
+        """
+        for name, array in self.arrays.items():
+            refuse_overflow(name, array, dtype)
         return replace(self, dtype=dtype, device=device)
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
@@ -120,8 +128,7 @@ def at_hand(
     if isinstance(data, DataLoader):
         stream = StreamedRows(data, function, total)
         arguments = stream.at_hand(batch_size, rows, labels)
-        complete = stream.batch_size >= stream.size
-        return arguments, None if complete else stream
+        return arguments, None if stream.held else stream
     if total is not None:
         raise ValueError(
             "total needs a DataLoader; arrays say themselves how many rows there are"

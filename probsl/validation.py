@@ -20,15 +20,7 @@ _FLAG = "_validate_args"
 def validating(validate: bool) -> Iterator[None]:
     """Let distributions check themselves in a block, or keep all of them from it.
 
-    A check reads whether values lie in a support, which no graph of operations and no
-    vectorized run can. The default of torch's classes does not reach a distribution
-    that was expanded before the block, since that has copied the default.
-
-    Parameters
-    ----------
-    validate
-        True makes checks the default, which a distribution may overrule; False turns
-        them off for every distribution, in this thread.
+    See `replace_default`.
 
     Examples
     --------
@@ -39,22 +31,48 @@ def validating(validate: bool) -> Iterator[None]:
     ...     prior.log_prob(torch.tensor([0.5, 2.0]))
     tensor([0., -inf])
     """
-    before = vars(Distribution).get(_FLAG)
-    if before is None:  # torch calls it something else by now
-        yield
-        return
-    setattr(Distribution, _FLAG, True if validate else _Off(before))
+    before = default()
+    replace_default(validate)
     try:
         yield
     finally:
+        put_back(before)
+
+
+def default() -> Any:
+    """Return the default of torch's classes, or what stands in its place."""
+    return vars(Distribution).get(_FLAG)
+
+
+def put_back(before: Any) -> None:
+    """Make what `default` returned the default again."""
+    if before is not None:  # torch calls it something else by now
         setattr(Distribution, _FLAG, before)
+
+
+def replace_default(validate: bool) -> None:
+    """Let distributions check themselves, or keep all of them from it.
+
+    A check reads whether values lie in a support, which no graph of operations and no
+    vectorized run can. The default of torch's classes does not reach a distribution
+    that was expanded before, since that has copied the default.
+
+    Parameters
+    ----------
+    validate
+        True makes checks the default, which a distribution may overrule; False turns
+        them off for every distribution, in this thread.
+    """
+    before = default()
+    if before is not None:
+        put_back(True if validate else _Off(before))
 
 
 class _Off:
     """In the place of the flag: off in one thread, and what it was in all others."""
 
-    def __init__(self, default: Any) -> None:
-        self._default: Any = default._default if isinstance(default, _Off) else default
+    def __init__(self, before: Any) -> None:
+        self._default: Any = before._default if isinstance(before, _Off) else before
         self._thread = threading.get_ident()
 
     def __get__(self, holder: Any, kind: Any = None) -> Any:

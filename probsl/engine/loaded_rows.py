@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.loaders import Epochs
+from probsl.loaders import Epochs, read_batch, refuse_other_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,8 +78,8 @@ class LoadedRows:
         size = self.batch_size
         while True:
             seen, left = 0, _Left()
-            for loaded in self._epochs:
-                rows = self._read(loaded)
+            for number, loaded in enumerate(self._epochs):
+                rows = read_batch(self._read, loaded, number)
                 seen += len(next(iter(rows.values())))
                 left.add(rows)
                 while left.count >= size:
@@ -96,11 +96,7 @@ class LoadedRows:
                 "the DataLoader yields no batches in a second epoch; let its data set "
                 "begin anew each time it is iterated"
             )
-        if seen > self._visited or (seen < self._visited and not self._drops):
-            raise ValueError(
-                f"the DataLoader yielded {seen} rows in an epoch, where "
-                f"{self._visited} were expected; say how many there are with total="
-            )
+        refuse_other_count(seen, self._visited, drops=self._drops)
 
 
 class _Left:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from probsl.engine.lockstep import Lockstep, Many
 from probsl.engine.vectorized import vectorizes
+from probsl.isolation import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +94,7 @@ def minimize_many(
     lockstep = Lockstep(objective, starts, extra, tolerance=tolerance, l1=l1)
     interrupted = False
     limit: float = max_steps
+    before = Snapshot()
     try:
         lockstep.begin()
         while len(lockstep.active) and lockstep.round < limit:
@@ -101,6 +103,7 @@ def minimize_many(
                 raise KeyboardInterrupt  # one case: somebody has seen enough
             if limit == max_steps and 2 * int(lockstep.settled.sum()) >= len(starts):
                 limit = min(limit, max(FEWEST, patience * lockstep.round))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        before.recover(error)
         interrupted = True
     return lockstep.ends(interrupted=interrupted)

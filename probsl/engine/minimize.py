@@ -26,6 +26,7 @@ from probsl.engine.descent import (
 )
 from probsl.engine.proximal import aligned, orthant_search, pseudo_gradient
 from probsl.engine.trust_region import finish
+from probsl.isolation import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +121,7 @@ def minimize(
         callback=callback,
     )
     exact = len(start) <= newton_limit
+    before = Snapshot()
     try:
         verdict = descent.begin()
         if verdict is None:
@@ -131,7 +133,8 @@ def minimize(
                 verdict = finish(descent, lambda way: descend(way, rough=False))
             elif verdict.outcome is Outcome.CONVERGED and l1 is None:
                 verdict = go_as_far_again(descent, start)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        before.recover(error)
         verdict = Verdict(Outcome.INTERRUPTED)
     if idle == "report":
         verdict = with_idle(descent, verdict)

@@ -15,6 +15,7 @@ from probsl.engine.adam import AdamWalk, adam_options
 from probsl.engine.any_optimizer import OptimizerWalk
 from probsl.engine.feed import Feed
 from probsl.engine.first_order import OptimizerFactory, SchedulerFactory, made_optimizer
+from probsl.isolation import Snapshot
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
 # and no drift: gradients of a noisy objective at rest average to zero.
@@ -164,6 +165,7 @@ def settle(
     search = _Search(walk, feed, tolerance, compile, decays=scheduler is None)
     watch = _Watch(callback, every_step=every_step)
     ending = Ending.MAX_STEPS
+    before = Snapshot()
     try:
         search.prepare()
         while search.steps < max_steps:
@@ -178,7 +180,8 @@ def settle(
                 break
         if ending is Ending.MAX_STEPS and search.broken():
             ending = Ending.NONFINITE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        before.recover(error)
         search.collect()
         ending = Ending.INTERRUPTED
     bad = walk.nonfinite() if ending is Ending.NONFINITE else ()

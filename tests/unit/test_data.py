@@ -169,16 +169,6 @@ def test_categories_that_are_numbers_are_known_by_their_values():
     assert again.values["x"].tolist() == [1, 1]
 
 
-def test_categories_in_a_data_frame_have_the_codes_of_the_fit():
-    def frame(*sex):
-        return pd.DataFrame({"age": 1.0, "sex": pd.Categorical(sex)})
-
-    arguments = bind(program, {"x": frame("m", "f")})
-    again = bind(program, {"x": frame("m", "m")}, labels=arguments.labels)
-    assert arguments.labels == {"x": ("age", "sex"), "x.sex": ("f", "m")}
-    assert again.values["x"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
-
-
 def test_columns_are_taken_in_the_order_of_the_fit():
     frame = pd.DataFrame({"age": [1.0], "sex": [0.0]})
     arguments = bind(program, {"x": frame})
