@@ -105,6 +105,8 @@ class Descent:
 
     Attributes
     ----------
+    start
+        Where it began [d].
     x, value, gradient
         The last accepted point [d], the objective there with its penalty, and the
         gradient [d] without. Accepted points never rise by more than rounding, so the
@@ -131,7 +133,8 @@ class Descent:
         callback: Callable[[int, float, Tensor], bool | None] | None,
     ) -> None:
         self.landscape = landscape
-        self.x = start.detach().clone()
+        self.start = start.detach()
+        self.x = self.start.clone()
         self.value = math.nan
         self.gradient = torch.full_like(self.x, math.nan)
         self.hessian: NDArray[np.float64] | None = None
@@ -148,6 +151,7 @@ class Descent:
         # Where the curvature is weak that is wide; there the step has to be small, too.
         self.step_tolerance = self.precision**0.25
         self._rounding, self._heard = 0.0, 0
+        self.kinks = 0
         self._max_steps = max_steps
         self._callback = callback
 

@@ -84,7 +84,7 @@ def free_part(
         return directions
     left = np.zeros((count, count))
     for k in range(count):
-        aside = descent.x + descent.tensor(ASIDE[1] * width * directions[:, k])
+        aside = descent.x + descent.tensor(width * directions[:, k])
         way = Descent(
             descent.landscape,
             aside,
@@ -98,7 +98,7 @@ def free_part(
             continue
         descend(way)
         moved = (way.x - descent.x).double().cpu().numpy() / width
-        left[:, k] = directions.T @ moved / ASIDE[1]
+        left[:, k] = directions.T @ moved
     basis, shares, _ = np.linalg.svd(left)
     free: Array = directions @ basis[:, shares > LEFT]
     return free

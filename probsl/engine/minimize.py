@@ -2,7 +2,8 @@
 
 A function of one flat vector is brought down in two stages: L-BFGS in coordinates
 scaled by the curvature at the start, then, where a Hessian is affordable, Newton's
-method of `probsl.engine.trust_region`. With an absolute-value penalty the road is the
+method of `probsl.engine.trust_region`. Where kinks are in the way it goes on by the
+steps of `probsl.engine.kinks`. With an absolute-value penalty the road is the
 same, and the steps are those of `probsl.engine.proximal`.
 """
 
@@ -24,6 +25,7 @@ from probsl.engine.descent import (
     indices,
     is_finite,
 )
+from probsl.engine.kinks import descend_kinks
 from probsl.engine.proximal import aligned, orthant_search, pseudo_gradient
 from probsl.engine.trust_region import finish
 from probsl.isolation import Snapshot
@@ -88,10 +90,12 @@ def minimize(
     Notes
     -----
     CONVERGED: the decrement is below tolerance, the Newton step is small against every
-    coordinate, and the Hessian is positive definite. NULL_DIRECTIONS: the same, but the
-    column-scaled Hessian has eigenvalues that cannot be told from zero. RUNAWAY: steps
-    that stay large are worth nothing any more (flattening), or the objective falls
-    without bound. STALLED: rounding, or a kink, hides every way down.
+    coordinate, and the Hessian is positive definite; at a kink, zero lies in the
+    subdifferential. NULL_DIRECTIONS: the same, but the column-scaled Hessian has
+    eigenvalues that cannot be told from zero, and their directions are free away from
+    the point, too. RUNAWAY: steps that stay large are worth nothing any more
+    (flattening), or the objective falls without bound. STALLED: no way down is found,
+    and none of this holds.
 
     Beyond `newton_limit` nobody looks for null directions, and a tail is where going
     as far again costs nothing.
@@ -130,7 +134,7 @@ def minimize(
                 descent.accept(ahead, *descent.landscape.slope(ahead))
             verdict = descend(descent, rough=exact)
             if exact:
-                verdict = finish(descent, lambda way: descend(way, rough=False))
+                verdict = finish(descent, descend_anyhow)
             elif verdict.outcome is Outcome.CONVERGED and l1 is None:
                 verdict = go_as_far_again(descent, start)
     except KeyboardInterrupt as error:
@@ -179,6 +183,13 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
             end = (descent.at_wall() if walled else None) or settling.tail()
             return end or Verdict(Outcome.CONVERGED if low else Outcome.STALLED)
     return Verdict(Outcome.MAX_STEPS)
+
+
+def descend_anyhow(descent: Descent) -> Verdict:
+    """Go down without a Hessian, over kinks where they are in the way."""
+    verdict = descend(descent, rough=False)
+    stalled = verdict.outcome is Outcome.STALLED
+    return descend_kinks(descent) if stalled else verdict
 
 
 def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:

@@ -15,6 +15,7 @@ import torch
 from probsl.engine.curvature import Spectrum, curvature_scale
 from probsl.engine.descent import LONG, Outcome, Settling, Verdict, array, is_finite
 from probsl.engine.free_directions import free_part, lower_aside
+from probsl.engine.kinks import cross_kinks
 from probsl.engine.proximal import ProximalModel
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ NOTICEABLE = 1e-2
 LARGEST_CURVATURE = 1e150
 # How often what looked like a minimum may be left for a lower point.
 ESCAPES = 10
+# How often a search may leave kinks behind.
+CROSSINGS = 2
+# So many more trials than not must look as if a kink were in the way.
+PATIENCE = 4
 # Shares of the expected gain: a step with less is not taken; with less is mended.
 BARELY, POOR = 1e-3, 0.25
 
@@ -162,11 +167,17 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
     descend
         Leads down to a minimum without a Hessian, for a second look.
     """
+    crossings = 0
     for _ in range(ESCAPES):
         end = approach(descent)
-        if isinstance(end, Verdict):
-            return end
-        verdict = at_minimum(descent, end, descend)
+        if not isinstance(end, Verdict):
+            verdict = at_minimum(descent, end, descend)
+        elif end.outcome is Outcome.STALLED and crossings < CROSSINGS:
+            crossings += 1
+            descent.kinks = 0
+            verdict = cross_kinks(descent)
+        else:
+            verdict = end
         if verdict is not None:
             return verdict
     return Verdict(Outcome.STALLED)
@@ -205,6 +216,8 @@ def approach(descent: Descent) -> Model | Verdict:
         if descent.spent:
             return Verdict(Outcome.MAX_STEPS)
         radius, walled = advance(descent, model, radius)
+        if radius < 0:
+            return Verdict(Outcome.STALLED)
 
 
 def at_minimum(
@@ -283,8 +296,8 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
     Returns
     -------
     tuple
-        How far it is trusted next, 0 where no step was found; and whether that was
-        because the objective is not finite further on.
+        How far it is trusted next, 0 where no step was found, negative where a kink is
+        in the way; and whether that was because the objective is not finite further on.
     """
     walled = False
     while True:
@@ -296,12 +309,25 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
         if not walled:
             point = led_back(descent, model, gain, (trial, value, gradient))
             quality = quality_of(descent, model, gain, point)
+            kinked = is_kink(descent, trial, gradient, gain)
+            descent.kinks = descent.kinks + 1 if kinked else max(0, descent.kinks - 1)
             if quality > BARELY:
                 descent.accept(*point)
-                return next_radius(radius, distance, quality), False
+                further = next_radius(radius, distance, quality)
+                return -1.0 if descent.kinks > PATIENCE else further, False
             if gain < descent.noise:
                 return 0.0, False
+            if descent.kinks > PATIENCE:
+                return -1.0, False
         radius = 0.25 * min(radius, distance)
+
+
+def is_kink(descent: Descent, trial: Tensor, gradient: Tensor, gain: float) -> bool:
+    """Whether the slope has turned on a short way along which a model sees no bend."""
+    step = trial - descent.x
+    along = float(descent.gradient @ step)
+    turned = abs(float(gradient @ step) - along)
+    return abs(gain + along) < 0.1 * abs(along) and turned > 0.5 * abs(along)
 
 
 def led_back(
