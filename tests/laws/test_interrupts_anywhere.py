@@ -19,6 +19,11 @@ from torch import overrides
 
 import probsl
 
+# Where it comes while a generator is forgotten, Python itself drops it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 Y = torch.randn(5, *[2] * 8, generator=torch.Generator().manual_seed(5))
 
 
