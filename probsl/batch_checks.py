@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.dry_run import ADD_A_PLATE
 from probsl.options import whole_number
 from probsl.scoring import Batch
 from probsl.sites import Role
+from probsl.subsampling import ROW_INDEX
 from probsl.visits import plates_of, visit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from probsl.problem import Problem
     from probsl.scoring import Scoring
@@ -45,27 +45,36 @@ def check_batches(problem: Problem, batch_size: int) -> None:
         Naming the site, and what to do.
     """
     batch_size = whole_number("batch_size", batch_size)
-    if not problem.has_rows:
+    problem.refuse_no_rows("batch_size=")
+    plate = problem.data_plate
+    if not problem.batch_arrays and plate and plate.size != plate.full_size:
         raise ValueError(
-            "batch_size needs rows, and the program has no vectorized data plate; "
-            + ADD_A_PLATE
+            f"plate '{plate.name}' is given {plate.size} of {plate.full_size} entries "
+            "by the program itself; leave subsample out, and let fit draw batches of "
+            "rows with batch_size="
         )
-    if not problem.rows:
+    if not problem.batch_arrays:
         raise ValueError(
             f"batch_size needs arguments with {problem.size} entries, one per row; "
             "pass the data as arguments of the program"
         )
     local = [s.name for s in problem.latents if problem.is_local(s)]
-    if local:
+    if local and batch_size < problem.size:
         raise ValueError(
             f"site '{local[0]}' has one latent per row, which batches cannot "
-            "learn; fit all rows at once, or sum it out in the likelihood"
+            f"learn; fit all rows at once{_at_once(problem)}, or sum it out in the "
+            "likelihood"
         )
     if batch_size < problem.size:
         _check_run(
             problem, problem.rows_at(torch.arange(batch_size, device="cpu")), batch_size
         )
         audit_batches(problem, batch_size)
+
+
+def _at_once(problem: Problem) -> str:
+    """Say how to have all rows where the program itself asks for some."""
+    return "" if problem.own_batch_size is None else f" (batch_size={problem.size})"
 
 
 def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
@@ -163,8 +172,11 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     else:
         index = torch.arange(min(count, problem.count), device="cpu")
     rows = problem.rows_at(index).arguments
-    order = _along(rows[name] for name in problem.rows).argsort()
-    sorted_rows = {n: rows[n][order] for n in problem.rows}
+    held = {**problem.arguments.values, **rows}
+    if ROW_INDEX in rows:
+        held |= {n: held[n][rows[ROW_INDEX]] for n in problem.rows}
+    order = _along((held[n] for n in problem.rows), len(index)).argsort()
+    sorted_rows = {n: rows[n][order] for n in problem.batch_arrays}
     ends = (slice(None), slice(None, batch_size), slice(-batch_size, None))
     whole, first, last = (
         Batch({**rows, **{n: v[end] for n, v in sorted_rows.items()}}) for end in ends
@@ -172,9 +184,9 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     return whole, first, last
 
 
-def _along(arrays: Any) -> Tensor:
+def _along(arrays: Iterable[Tensor], count: int) -> Tensor:
     """Return one number per row that all columns have a share in."""
-    along: Any = 0
+    along: Any = torch.arange(count) * 1e-9
     for array in arrays:
         columns = array.reshape(len(array), -1).to(torch.float64)
         centered = columns - columns.mean(0)

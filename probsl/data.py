@@ -250,23 +250,16 @@ def find_rows(
 
 
 def row_weights(
-    weights: Any, size: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
+    weights: Any, size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Check and convert one weight per row.
 
     Raises
     ------
     ValueError
-        If there are no rows, or a weight is negative or not finite, or their
-        number differs from the number of rows.
+        If a weight is negative or not finite, or their number differs from the
+        number of rows.
     """
-    if weights is None:
-        return None
-    if size is None:
-        raise ValueError(
-            "weights needs a program whose observed site is in a vectorized plate; "
-            'write: with pyro.plate("data", len(x)): ...'
-        )
     converted = Converter()("weights", weights)
     converted = resident(converted) if is_mapped(converted) else converted
     if not torch.is_tensor(converted) or converted.shape != (size,):
@@ -286,7 +279,8 @@ def row_weights(
     if not (converted > 0).any():
         raise ValueError("weights are all zero, so no row is left; keep some positive")
     refuse_overflow("weights", converted, dtype)
-    return converted.to(device, dtype)
+    weight: Tensor = converted.to(device, dtype)
+    return weight
 
 
 def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:

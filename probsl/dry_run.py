@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from probsl.conversion import place
+from probsl.data_plate import ADD_A_PLATE, plates_to_index
 from probsl.isolation import isolated
 from probsl.program_errors import annotate, refuse_unequal_lengths
+from probsl.subsampling import Subsampling
 from probsl.supports import settled, support_of, unchecked, unwrap
 from probsl.visits import (
     is_factor,
@@ -26,13 +29,8 @@ if TYPE_CHECKING:
 
     from probsl.data import Arguments
     from probsl.parameters import Functional
-    from probsl.rows import AllRows
     from probsl.sites import Site
-    from probsl.visits import Plate
 
-ADD_A_PLATE = (
-    'put it in a vectorized plate: with pyro.plate("data", len(x)): pyro.sample(...)'
-)
 _OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
@@ -62,7 +60,8 @@ def dry_run(
     arguments: Arguments,
     dtype: torch.dtype,
     device: torch.device,
-) -> dict[str, Any]:
+    rows: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], Subsampling]:
     """Run a program once with everything checked, and return its messages.
 
     Parameters
@@ -75,6 +74,14 @@ def dry_run(
         The floating type to compute in.
     device
         The device to compute on.
+    rows
+        The user's own answer which arguments have one entry per row, if given.
+
+    Returns
+    -------
+    tuple
+        The message of every site, and what plates have that would draw a subsample
+        by themselves.
 
     Raises
     ------
@@ -84,27 +91,35 @@ def dry_run(
     """
     _refuse_batch_norm(functional)
 
+    subsampling = Subsampling()
+
     def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
-        with isolated(dtype, device=device, validate=True):
+        with isolated(dtype, device=device, validate=True), subsampling():
             messages = visit(lambda: functional.collect(values))
         for message in _observations(messages):
             _check_shape(message)
         return messages
 
-    try:
-        messages = rehearse(arguments.values)
-    except Exception as error:
-        refuse_unequal_lengths(rehearse, arguments, error)
-        annotate(error, arguments, dtype)
-        raise
+    def run() -> dict[str, Any]:
+        try:
+            return rehearse(arguments.values)
+        except Exception as error:
+            refuse_unequal_lengths(rehearse, arguments, error)
+            annotate(error, arguments, dtype)
+            raise
+
+    messages = run()
+    indexed = plates_to_index(messages, subsampling.seen, arguments, rows)
+    if indexed:
+        subsampling = replace(subsampling, whole=frozenset(indexed))
+        messages = run()
     refuse_unannotated(messages)
     _refuse_nothing_observed(messages, functional, arguments)
     _refuse_shared_names(messages, functional)
-    _refuse_subsamples(messages)
     for message in _observations(messages):
         _check_plates(message)
         _check_support(message)
-    return messages
+    return messages, subsampling
 
 
 @contextmanager
@@ -170,17 +185,6 @@ def _refuse_shared_names(messages: Mapping[str, Any], functional: Functional) ->
             )
 
 
-def _refuse_subsamples(messages: Mapping[str, Any]) -> None:
-    for message in messages.values():
-        for plate in plates_of(message):
-            if plate.size != plate.full_size:
-                raise ValueError(
-                    f"plate '{plate.name}' draws a subsample of {plate.size} of "
-                    f"{plate.full_size} by itself; leave subsample_size out, and let "
-                    "fit draw batches of rows with batch_size="
-                )
-
-
 def _check_shape(message: Any) -> None:
     """Refuse a value that is no array, or of another shape than its distribution."""
     name, fn, value = message["name"], message["fn"], message["value"]
@@ -190,11 +194,52 @@ def _check_shape(message: Any) -> None:
             "example torch.tensor(...)"
         )
     expected = fn.batch_shape + fn.event_shape
-    if value.shape != expected:
+    if value.shape == expected or _stands_for_all(message):
+        return
+    if not _takes_any_length(fn, value):
         raise ValueError(
             f"site '{name}' observes an array of shape {tuple(value.shape)}, but its "
             f"distribution has shape {tuple(expected)}; {_remedy(message, expected)}"
         )
+
+
+def _takes_any_length(fn: Any, value: Any) -> bool:
+    """Whether a distribution is one of series of any length, as Pyro's `GaussianHMM`.
+
+    Its own check then lets values pass that are of another shape than its events.
+    """
+    axes = value.dim() - len(fn.event_shape)
+    if axes < 0 or value.shape[:axes] != fn.batch_shape:
+        return False
+    try:
+        fn._validate_sample(value)
+    except (AttributeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _stands_for_all(message: Any) -> bool:
+    """Whether one distribution is that of several values, as Pyro has it.
+
+    That is so in a plate without a size, and outside of all plates.
+    """
+    fn, value = message["fn"], message["value"]
+    shape = value.shape[: value.dim() - len(fn.event_shape)]
+    try:
+        same = torch.broadcast_shapes(fn.batch_shape, shape) == shape
+    except RuntimeError:
+        return False
+    plates = {p.dim: p.size for p in plates_of(message) if p.dim is not None}
+    repeated = [
+        axis
+        for axis in range(-len(shape), 0)
+        if axis < -len(fn.batch_shape) or fn.batch_shape[axis] != shape[axis]
+    ]
+    return (
+        same
+        and value.shape[len(shape) :] == fn.event_shape
+        and all(plates.get(axis) == shape[axis] for axis in repeated if plates)
+    )
 
 
 def _remedy(message: Any, expected: torch.Size) -> str:
@@ -203,12 +248,6 @@ def _remedy(message: Any, expected: torch.Size) -> str:
     plates = [p for p in plates_of(message) if p.dim is not None]
     if shape.numel() == expected.numel():
         return f"give both the same shape, for example with .reshape{tuple(expected)}"
-    if (
-        not plates
-        and not fn.event_shape
-        and shape[len(shape) - len(expected) :] == (expected)
-    ):
-        return ADD_A_PLATE
     if fn.event_shape and shape == fn.event_shape and plates:
         return (
             f"each entry of plate '{plates[0].name}' is an event of shape "
@@ -225,14 +264,17 @@ def _remedy(message: Any, expected: torch.Size) -> str:
 
 
 def _check_plates(message: Any) -> None:
-    """Refuse several independent observations outside a plate."""
-    fn, declared = message["fn"], {p.dim for p in plates_of(message)}
+    """Refuse axes in no plate where others are in one; without any they are joint."""
+    fn, declared = message["fn"], {p.dim for p in plates_of(message)} - {None}
     axes = range(-len(fn.batch_shape), 0)
-    if any(axis not in declared and fn.batch_shape[axis] > 1 for axis in axes):
+    undeclared = [a for a in axes if a not in declared and fn.batch_shape[a] > 1]
+    if declared and undeclared:
+        length = fn.batch_shape[undeclared[0]]
         raise ValueError(
             f"site '{message['name']}' observes an array of shape "
-            f"{tuple(message['value'].shape)} outside a plate; {ADD_A_PLATE}, or "
-            "declare one joint observation with .to_event()"
+            f"{tuple(message['value'].shape)}, whose axis of {length} is outside a "
+            f"plate; {ADD_A_PLATE}, or declare it part of one observation with "
+            ".to_event()"
         )
 
 
@@ -266,35 +308,3 @@ def refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None
             'nothing to fit; declare one, for example pyro.sample("w", '
             "dist.Normal(0.0, 1.0))"
         )
-
-
-def refuse_other_plate(
-    plate: Plate | None, source: AllRows, arguments: Arguments
-) -> None:
-    """Refuse a data plate that is not as long as the rows at hand."""
-    held = arguments.lengths()[source.names[0]]
-    if plate is not None and plate.dim is not None and plate.size != held:
-        raise ValueError(
-            f"plate '{plate.name}' has size {plate.size} for a batch of {held} rows; "
-            "size it by the program's arguments, as in plate('data', len(x)), or say "
-            f"which are the rows, for example rows={source.names}"
-        )
-
-
-def data_plate_of(messages: Mapping[str, Any]) -> Plate | None:
-    """Return the outermost plate, if all observed sites share it."""
-    outermost = []
-    for message in messages.values():
-        if is_observation(message):
-            plates = plates_of(message)
-            outermost.append(plates[0] if plates else None)
-    first = outermost[0] if outermost else None
-    if first is None or any(p is None or p.name != first.name for p in outermost):
-        return None
-    return first
-
-
-def observed_elements(messages: Mapping[str, Any]) -> int:
-    """Return how many values are observed in all, at least 1."""
-    observed = [m["value"] for m in messages.values() if is_observation(m)]
-    return max(sum(int(value.numel()) for value in observed), 1)

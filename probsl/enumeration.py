@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,15 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.packed import pack
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pyro.poutine.messenger import Messenger
-    from torch import Tensor
+
+# What dividing by a plate's own scale may do to a scale.
+_ROUNDING = 1e-6
 
 
 def trace_enumerated(
@@ -62,7 +66,7 @@ def connected(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
         From `trace_enumerated`.
     sites
         Messages of the enumerated sites and of those that depend on them, with
-        their ``unscaled_log_prob``.
+        their ``log_prob``.
 
     Returns
     -------
@@ -73,7 +77,7 @@ def connected(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
     sites = list(sites)
     groups: list[tuple[set[str], list[int]]] = []
     for index, site in enumerate(sites):
-        packed = pack(site["unscaled_log_prob"], site["infer"]["_dim_to_symbol"])
+        packed = pack(site["log_prob"], site["infer"]["_dim_to_symbol"])
         symbols, members = set(packed._pyro_dims) - plates, [index]
         apart = []
         for others, group in groups:
@@ -83,6 +87,51 @@ def connected(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
                 apart.append((others, group))
         groups = [*apart, (symbols, members)]
     return [[sites[index] for index in sorted(members)] for _, members in groups]
+
+
+def of_one_scale(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
+    """Split sites into groups that can be summed out together.
+
+    Those of different `pyro.poutine.scale` cannot; see `refuse_scales`.
+    """
+    sites = list(sites)
+    scales = [site["scale"] for site in sites]
+    # Of a tensor's value nothing can be asked while steps are compiled.
+    if any(isinstance(s, Tensor) for s in scales) or len(set(scales)) > 1:
+        return connected(trace, sites)
+    return [sites] if sites else []
+
+
+def refuse_scales(trace: poutine.Trace, sites: Iterable[Any]) -> None:
+    """Refuse sites that share an enumerated latent and differ in their scale.
+
+    Parameters
+    ----------
+    trace, sites
+        As for `connected`.
+
+    Raises
+    ------
+    ValueError
+        If they do, or a scale has several entries: no sum over the latent's values is
+        then that of a likelihood. Pyro refuses the same.
+    """
+    for group in of_one_scale(trace, sites):
+        first = group[0]
+        for site in group:
+            if isinstance(site["scale"], Tensor) and site["scale"].numel() > 1:
+                raise ValueError(
+                    f"site '{site['name']}' has a poutine.scale of several entries, "
+                    "which cannot be where a discrete latent is summed out; scale by "
+                    "one number, or give weights="
+                )
+            one, other = (float(s["scale"]) for s in (first, site))
+            if not math.isclose(one, other, rel_tol=_ROUNDING):
+                raise ValueError(
+                    "sites that are summed out together must share one poutine.scale, "
+                    f"but '{first['name']}' has {one:g} and '{site['name']}' has "
+                    f"{other:g}; scale all of them alike"
+                )
 
 
 def sum_out(
@@ -108,21 +157,20 @@ def sum_out(
     list of (Tensor, tuple of str)
         Terms that add up to the log density, and the plate behind each axis.
 
-    Raises
-    ------
-    ValueError
-        If the sites carry different `pyro.poutine.scale` factors.
-
     Notes
     -----
+    As in `pyro.infer.TraceEnum_ELBO`, an enumerated site is never masked, so that its
+    probabilities add up to one; what depends on it is. The scale is that of the sum.
     Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
     """
     plates = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    scales: dict[Any, str] = {}
+    sites = list(sites)
     symbols: set[str] = set()
     for site in sites:
-        density = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        enumerated = site["infer"].get("_enumerate_dim") is not None
+        mask = None if enumerated else site["mask"]
+        density = scale_and_mask(site["unscaled_log_prob"], mask=mask)
         if before is not None:
             density = before(site, density)
         ordinal = frozenset(
@@ -133,13 +181,7 @@ def sum_out(
         packed = pack(density, site["infer"]["_dim_to_symbol"])
         symbols.update(packed._pyro_dims)
         factors.setdefault(ordinal, []).append(packed)
-        scales.setdefault(site["scale"], site["name"])
-    if len(scales) > 1:
-        raise ValueError(
-            "sites that are summed out together must share one poutine.scale, but "
-            + " and ".join(f"'{n}' has {s}" for s, n in scales.items())
-        )
-    scale = next(iter(scales), 1.0)
+    scale = sites[0]["scale"] if sites else 1.0
     contracted = contract_tensor_tree(factors, symbols - set(plates))
     return [
         (term * scale, tuple(plates[d] for d in term._pyro_dims))

@@ -422,7 +422,8 @@ def fit(
     seed
         Seed of every random number; the same seed gives the same fit.
     batch_size
-        Rows per step; None takes them all.
+        Rows per step; None takes them all, or as many as the program's data plate
+        draws by itself (``subsample_size=``).
     rows
         Names of the arguments with one entry per row, where shapes do not say.
     total
@@ -496,6 +497,8 @@ def fit(
     )
     if isinstance(problem.source, StreamedRows):
         batch_size = problem.source.batch_size
+    if batch_size is None:
+        batch_size = problem.own_batch_size
     if batch_size is not None:
         check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size

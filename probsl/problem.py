@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,34 @@ from probsl.data import (
     refuse_unequal_rows,
     row_weights,
 )
+from probsl.data_plate import (
+    data_plate_of,
+    observed_elements,
+    refuse_other_plate,
+    why_no_rows,
+)
 from probsl.declared_supports import DeclaredSupports
 from probsl.dry_run import (
-    ADD_A_PLATE,
     blaming_batches,
     check_program,
-    data_plate_of,
     dry_run,
-    observed_elements,
     refuse_nothing_to_fit,
-    refuse_other_plate,
 )
 from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
 from probsl.parameters import Functional, OwnParameter
 from probsl.rows import AllRows, StoredRows, at_hand
-from probsl.scoring import Batch, Scoring, by_row, named_terms, site_terms, total
+from probsl.scoring import (
+    Batch,
+    Scoring,
+    by_row,
+    named_terms,
+    refuse_enumeration,
+    site_terms,
+    total,
+)
 from probsl.sites import Role, Site, inventory
+from probsl.subsampling import ROW_INDEX, Subsampling
 from probsl.supports import bijection
 from probsl.visits import Plate, is_observation, visit
 
@@ -74,6 +86,11 @@ class Problem:
         Where all rows are, if `arguments` hold only some that stand for them.
     device
         The device of every computation.
+    subsampling
+        What plates have that would draw a subsample by themselves; None without any.
+    row_scale
+        How many rows each one stands for: more than one if the program gives its
+        data plate more entries than there are rows.
     """
 
     program: Functional
@@ -86,6 +103,8 @@ class Problem:
     weights: Tensor | None = None
     source: AllRows | None = None
     device: torch.device = _CPU
+    subsampling: Subsampling | None = None
+    row_scale: float = 1.0
 
     @classmethod
     def build(
@@ -147,14 +166,11 @@ class Problem:
         if source is not None:
             source = source.read_as(dtype, place)
         with blaming_batches(source is not None):
-            messages = dry_run(functional, arguments, dtype, place)
+            messages, subsampling = dry_run(functional, arguments, dtype, place, rows)
         plate = data_plate_of(messages)
-        with isolated(dtype, device=place):
+        with isolated(dtype, device=place), subsampling():
             own = {p.name: p.start for p in functional.own}
-            sites = inventory(
-                lambda: functional(own, arguments.values),
-                plate.name if plate else None,
-            )
+            sites = inventory(lambda: functional(own, arguments.values), plate)
         refuse_nothing_to_fit(sites, functional)
         size = plate.size if plate else observed_elements(messages)
         others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
@@ -175,7 +191,10 @@ class Problem:
             size=size if source is None else source.size,
             source=source,
             device=place,
+            subsampling=subsampling if subsampling.seen else None,
+            row_scale=_row_scale(plate, size if source is None else source.size),
         )
+        problem._check_enumeration()
         return problem.reweighted(weights)
 
     def with_data(self, data: Any) -> Problem:
@@ -238,7 +257,7 @@ class Problem:
         Together the parts are all rows: each row has its weight, and no more.
         """
         if self.source is None:
-            yield self.batch()
+            yield Batch(self.arguments.values, self.weights)
             return
         for rows, where in self.source.parts():
             weights = None if self.weights is None else self.weights[where]
@@ -259,14 +278,60 @@ class Problem:
                 "weights cannot be matched to the rows of a DataLoader, which come in "
                 "any order; give arrays, and batch_size="
             )
-        size = self.size if self.has_rows else None
+        if weights is None:
+            return replace(self, weights=None)
+        self.refuse_no_rows("weights=")
         return replace(
-            self, weights=row_weights(weights, size, self.dtype, self.device)
+            self, weights=row_weights(weights, self.size, self.dtype, self.device)
         )
+
+    def refuse_no_rows(self, option: str = "") -> None:
+        """Refuse what needs rows, if there are none.
+
+        Parameters
+        ----------
+        option
+            What the user asked for, if it is an option.
+
+        Raises
+        ------
+        ValueError
+            Saying why there are none, and what would give the program some.
+        """
+        if not self.has_rows:
+            why = why_no_rows(self.sites, self.data_plate)
+            asked = f"{option} needs rows, but " if option else ""
+            raise ValueError(f"{asked}there are no rows to tell apart: {why}")
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}: {s.role.value}" for s in self.sites)
         return f"Problem({self.size} rows, {sites})"
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """How many rows the program draws by itself; None if it draws none."""
+        plate, drawn = self.data_plate, self.subsampling
+        if plate is None or drawn is None or not self._indexed:
+            return None
+        return min(drawn.seen[plate.name], self.size)
+
+    @property
+    def _indexed(self) -> bool:
+        """Whether the program takes its rows by the index of its data plate."""
+        return (
+            self.has_rows
+            and self.source is None
+            and self.subsampling is not None
+            and self.data_plate is not None
+            and self.data_plate.name in self.subsampling.whole
+        )
+
+    @property
+    def batch_arrays(self) -> dict[str, Any]:
+        """What batches take some rows of: the arguments with one entry per row."""
+        if self._indexed:
+            return {ROW_INDEX: torch.arange(self.size)}
+        return {name: self.arguments.values[name] for name in self.rows}
 
     @property
     def has_rows(self) -> bool:
@@ -317,12 +382,12 @@ class Problem:
     def is_local(self, site: Site) -> bool:
         """Return whether a site has one entry per row."""
         plate = self.data_plate
-        return plate is not None and any(p.name == plate.name for p in site.plates)
+        return plate is not None and plate.holds(site.name, site.plates)
 
     def weigh_rows(self, name: str, density: Tensor) -> Tensor:
         """Return a latent's log densities with the weights of their rows."""
         plate = self.data_plate
-        if self.weights is None or plate is None or plate.dim is None:
+        if self.batch().plain or plate is None or plate.dim is None:
             return density
         if name not in {s.name for s in self.latents if self.is_local(s)}:
             return density
@@ -361,7 +426,7 @@ class Problem:
         if isinstance(self.source, StoredRows):
             rows = self.source.at(index)
         else:
-            rows = {name: self.arguments.values[name][index] for name in self.rows}
+            rows = {name: array[index] for name, array in self.batch_arrays.items()}
         weights = None if self.weights is None else self.weights[index]
         return self.batch_of(rows, weights)
 
@@ -381,7 +446,7 @@ class Problem:
             return self.batch()
         length = len(next(iter(rows.values())))
         arguments = {**self.arguments.values, **rows}
-        return Batch(arguments, weights, self.size / length)
+        return Batch(arguments, weights, self.row_scale * self.size / length)
 
     def observed_values(
         self, arguments: Mapping[str, Any] | None = None
@@ -397,7 +462,13 @@ class Problem:
         """Return a fingerprint of the observed values, to tell data apart."""
         digests: dict[str, Any] = {}
         for part in self.parts():
-            for name, value in self.observed_values(part.arguments).items():
+            values = self.observed_values(part.arguments) or {
+                # Of a factor it is not known which arguments it observes.
+                n: v
+                for n, v in part.arguments.items()
+                if torch.is_tensor(v)
+            }
+            for name, value in values.items():
                 digest = digests.setdefault(name, hashlib.sha256(name.encode()))
                 digest.update(value.double().cpu().numpy().tobytes())
         return ".".join(digest.hexdigest() for digest in digests.values())
@@ -408,11 +479,12 @@ class Problem:
         See `source`.
         """
         if self.source is None:
-            return Batch(self.arguments.values, self.weights)
+            return Batch(self.arguments.values, self.weights, self.row_scale)
         weights = self.weights
         if weights is not None and isinstance(self.source, StoredRows):
             weights = weights[self.source.index]
-        return Batch(self.arguments.values, weights, self.size / self.count)
+        scale = self.row_scale * self.size / self.count
+        return Batch(self.arguments.values, weights, scale)
 
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.
@@ -431,7 +503,27 @@ class Problem:
 
     def run(self, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Call the program with its own parameters `own` (unconstrained)."""
-        return self.program(own, arguments)
+        return self.call(self.program, own, arguments)
+
+    def call(
+        self,
+        function: Functional,
+        own: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
+    ) -> Any:
+        """Call the program or a guide on the rows that its arguments say."""
+        if self.subsampling is None:
+            return function(own, arguments)
+        given = dict(arguments)
+        with self.taking(given.pop(ROW_INDEX, None)):
+            return function(own, given)
+
+    def taking(self, index: Tensor | None = None) -> AbstractContextManager[None]:
+        """Let the data plate have certain entries for a block; all without `index`."""
+        if self.subsampling is None:
+            return nullcontext()
+        name = self.data_plate.name if self.data_plate else ""
+        return self.subsampling.at(name, index)()
 
     def log_density(
         self,
@@ -473,11 +565,7 @@ class Problem:
         ValueError
             If the program has no vectorized data plate.
         """
-        if not self.has_rows:
-            raise ValueError(
-                f"site '{self.named(Role.OBSERVED)[0]}' has no rows to tell apart; "
-                + ADD_A_PLATE
-            )
+        self.refuse_no_rows()
         batch = Batch(self.arguments.values)
         return by_row(self.terms(values, own, batch, {s.name for s in self.latents}))
 
@@ -554,6 +642,17 @@ class Problem:
             )
         return terms
 
+    def _check_enumeration(self) -> None:
+        """Refuse discrete latents that cannot be summed out."""
+        if not self.named(Role.ENUMERATED):
+            return
+        scoring = Scoring(self.feasible_values())
+        own = {p.name: p.start for p in self.own}
+        with self.isolated(), torch.no_grad():
+            refuse_enumeration(
+                lambda: self.run(own, self.arguments.values), scoring, self._nesting()
+            )
+
     def _nesting(self) -> int:
         """Return how many axes on the right plates and batch shapes take."""
         axes = [-p.dim for s in self.sites for p in s.plates if p.dim is not None]
@@ -563,6 +662,12 @@ class Problem:
 # Above so many rows nothing is computed that holds every row.
 _MANY_ROWS = 1_000_000
 _IDENTITY = torch.distributions.transforms.identity_transform
+
+
+def _row_scale(plate: Plate | None, size: int) -> float:
+    if plate is None or plate.size == plate.full_size:
+        return 1.0
+    return plate.full_size / size
 
 
 def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from probsl.enumeration import (
     connected,
+    of_one_scale,
+    refuse_scales,
     sum_out,
     touches_enumerated,
     trace_enumerated,
@@ -89,6 +92,7 @@ class Scoring(Messenger):
         if msg["name"] in self._skip or is_deterministic(msg):
             return
         density = self.density(msg)
+        msg["scale"] = _without_subsampling(msg)
         msg["unscaled_log_prob"] = density
         msg["log_prob"] = scale_and_mask(density, msg["scale"], msg["mask"])
 
@@ -102,6 +106,35 @@ class Scoring(Messenger):
     def values(self) -> dict[str, Tensor]:
         """Site -> its value in this run."""
         return {name: msg["value"] for name, msg in self.messages.items()}
+
+
+def _without_subsampling(msg: Any) -> Any:
+    """Return a site's scale without that of plates which hold only some entries.
+
+    The batch has it.
+    """
+    scale = msg["scale"]
+    for frame in msg["cond_indep_stack"]:
+        if frame.full_size is not None and frame.size != frame.full_size:
+            scale = scale * frame.size / frame.full_size
+    return scale
+
+
+def refuse_enumeration(run: Callable[[], Any], scoring: Scoring, nesting: int) -> None:
+    """Refuse a program whose discrete latents cannot be summed out.
+
+    Parameters
+    ----------
+    run, scoring, nesting
+        As for `site_terms`.
+
+    Raises
+    ------
+    ValueError
+        See `probsl.enumeration.refuse_scales`.
+    """
+    trace, together = _traced(run, scoring, nesting)
+    refuse_scales(trace, together)
 
 
 def site_terms(
@@ -174,9 +207,13 @@ def named_terms(
 
 
 def _plate_names(msg: Any) -> tuple[str | None, ...]:
-    names: list[str | None] = [None] * msg["log_prob"].dim()
+    density = msg["log_prob"]
+    names: list[str | None] = [None] * density.dim()
     for frame in msg["cond_indep_stack"]:
-        if frame.dim is not None and -frame.dim <= len(names):
+        if frame.dim is None or -frame.dim > len(names):
+            continue
+        # A plate without a size may hold one entry for all of its elements.
+        if frame.size != -1 or density.shape[frame.dim] > 1:
             names[frame.dim] = frame.name
     return tuple(names)
 
@@ -223,7 +260,7 @@ def _weighed(
 ) -> tuple[Tensor, int | None]:
     if data_plate is None or data_plate.dim is None:
         return density, None
-    inside = any(f.name == data_plate.name for f in msg["cond_indep_stack"])
+    inside = data_plate.holds(msg["name"], msg["cond_indep_stack"])
     if not inside or density.dim() < -data_plate.dim:
         return density, None
     if not batch.plain:
@@ -241,7 +278,10 @@ def _summed_terms(
     """
     plate = data_plate.name if data_plate else None
     enumerated = [s for s in together if s["infer"].get("_enumerate_dim") is not None]
-    local = [any(f.name == plate for f in s["cond_indep_stack"]) for s in enumerated]
+    local = [
+        data_plate is not None and data_plate.holds(s["name"], s["cond_indep_stack"])
+        for s in enumerated
+    ]
     if not batch.plain and any(local) and not all(local):
         raise ValueError(
             "rows cannot be weighed or drawn in batches where some discrete latents "
@@ -255,9 +295,11 @@ def _summed_terms(
 
     weigh_before = before if shared and not batch.plain else None
     terms = {}
-    for index, (term, plates) in enumerate(
-        sum_out(trace, together, before=weigh_before)
-    ):
+    summed = (
+        sum_out(trace, group, before=weigh_before)
+        for group in of_one_scale(trace, together)
+    )
+    for index, (term, plates) in enumerate(chain.from_iterable(summed)):
         axis = plates.index(plate) if plate in plates else None
         late = axis is not None and not batch.plain and weigh_before is None
         weighed = batch.weigh(term, axis) if late and axis is not None else term

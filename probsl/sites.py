@@ -13,6 +13,7 @@ from probsl.parents import parents_of
 from probsl.supports import bijection, settled, support_of, unwrap
 from probsl.visits import (
     Plate,
+    batch_axes_of,
     is_continuous,
     is_deterministic,
     is_factor,
@@ -78,7 +79,7 @@ class Site:
         return self.role in (Role.PARAMETER, Role.RANDOM_EFFECT)
 
 
-def inventory(run: Callable[[], Any], data_plate: str | None) -> tuple[Site, ...]:
+def inventory(run: Callable[[], Any], data_plate: Plate | None) -> tuple[Site, ...]:
     """Find every site of a program and the role it plays.
 
     Parameters
@@ -86,7 +87,7 @@ def inventory(run: Callable[[], Any], data_plate: str | None) -> tuple[Site, ...
     run
         Calls the program; it must be inside `probsl.isolation.isolated`.
     data_plate
-        Name of the plate whose elements are the rows of the data, if any.
+        The plate whose elements are the rows of the data, if any.
 
     Returns
     -------
@@ -108,9 +109,9 @@ def inventory(run: Callable[[], Any], data_plate: str | None) -> tuple[Site, ...
     )
 
 
-def _site(message: Any, parents: tuple[str, ...], data_plate: str | None) -> Site:
+def _site(message: Any, parents: tuple[str, ...], data_plate: Plate | None) -> Site:
     plates = plates_of(message)
-    inside = data_plate is not None and any(p.name == data_plate for p in plates)
+    inside = data_plate is not None and data_plate.holds(message["name"], plates)
     role = _role(message, inside or bool(parents))
     stated = role not in (Role.FACTOR, Role.DETERMINISTIC)
     support = settled(support_of(message["fn"])) if stated else None
@@ -121,7 +122,7 @@ def _site(message: Any, parents: tuple[str, ...], data_plate: str | None) -> Sit
         support=support,
         plates=plates,
         parents=parents,
-        batch_axes=len(message["fn"].batch_shape),
+        batch_axes=batch_axes_of(message),
         l1=_laplace(message) if role is Role.PARAMETER else None,
     )
 

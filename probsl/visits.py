@@ -15,17 +15,26 @@ from torch.distributions import constraints
 from probsl.supports import bijection, core, support_of, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A `pyro.plate` around a site; `dim` is None for a sequential one."""
+    """A `pyro.plate` around a site; `dim` is None for a sequential one.
+
+    The sites in `joint` have one entry for all of its elements together, as may be in
+    a plate without a size of its own.
+    """
 
     name: str
     size: int
     dim: int | None
     full_size: int
+    joint: frozenset[str] = frozenset()
+
+    def holds(self, name: str, plates: Iterable[Any]) -> bool:
+        """Whether a site has one entry per element; `plates` are those around it."""
+        return name not in self.joint and any(p.name == self.name for p in plates)
 
 
 class _Visit(Messenger):
@@ -115,7 +124,46 @@ def visit(
             )
             error.add_note(f"probsl: the program raised this {where}")
         raise
+    _size_plates(visiting.messages.values())
     return visiting.messages
+
+
+def _size_plates(messages: Collection[Any]) -> None:
+    """Give each plate without a size, -1 to Pyro, that of its axis.
+
+    Sites with one entry along it do not say how long it is.
+    """
+    sizes: dict[str, int] = {}
+    for message in messages:
+        for frame in message["cond_indep_stack"]:
+            if frame.size == -1:
+                size = axis_size(message, frame.dim)
+                sizes[frame.name] = max(size, sizes.get(frame.name, 1))
+    if not sizes:
+        return
+    for message in messages:
+        message["cond_indep_stack"] = tuple(
+            frame._replace(size=sizes[frame.name], full_size=sizes[frame.name])
+            if frame.size == -1
+            else frame
+            for frame in message["cond_indep_stack"]
+        )
+
+
+def axis_size(message: Any, dim: int) -> int:
+    """Return how many entries a site has along an axis, counted from the right."""
+    shapes: list[torch.Size] = [message["fn"].batch_shape]
+    if torch.is_tensor(message["value"]):
+        axes = message["value"].dim() - len(message["fn"].event_shape)
+        shapes.append(message["value"].shape[: max(axes, 0)])
+    return max((s[dim] for s in shapes if -dim <= len(s)), default=1)
+
+
+def batch_axes_of(message: Any) -> int:
+    """Return how many axes the log density of a site's value has."""
+    fn = message["fn"]
+    axes: int = message["value"].dim() - len(fn.event_shape)
+    return max(len(fn.batch_shape), axes)
 
 
 def plates_of(message: Any) -> tuple[Plate, ...]:

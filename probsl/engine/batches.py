@@ -63,7 +63,7 @@ def rows_of(problem: Problem, batch_size: int, seed: int) -> Blocks:
     if source is not None:
         arrays: Mapping[str, Any] = source.arrays
     else:
-        arrays = {name: problem.arguments.values[name] for name in problem.rows}
+        arrays = problem.batch_arrays
     return ShuffledRows(
         arrays, problem.size, batch_size, seed, problem.weights, dtype=problem.dtype
     )

@@ -76,10 +76,13 @@ class Guide:
         Whether it was chosen here and not by the user.
     """
 
-    def __init__(self, functional: Functional, name: str, *, chosen: bool) -> None:
+    def __init__(
+        self, problem: Problem, functional: Functional, name: str, *, chosen: bool
+    ) -> None:
         self.functional = functional
         self.name = name
         self.chosen = chosen
+        self._problem = problem
 
     @property
     def redundant(self) -> bool:
@@ -90,7 +93,7 @@ class Guide:
         """Run the guide and return the values and log densities of its sites."""
         scoring = _GuideScoring({})
         with scoring:
-            self.functional(own, batch.arguments)
+            self._problem.call(self.functional, own, batch.arguments)
         return scoring
 
 
@@ -161,17 +164,18 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
     try:
         # Not as it is, for modules that it closes over may be on another device.
         functional = Functional(guide)
-        with problem.program.untouched():
+        with problem.taking():
+            with problem.program.untouched():
+                functional.collect(arguments)
+            _spread(guide, start.factor)
             functional.collect(arguments)
-        _spread(guide, start.factor)
-        functional.collect(arguments)
     except Exception as error:
         error.add_note(
             "probsl: raised by the guide, which takes the program's arguments"
         )
         annotate(error, problem.arguments, problem.dtype)
         raise
-    prepared = Guide(functional, _name(form), chosen=chosen)
+    prepared = Guide(problem, functional, _name(form), chosen=chosen)
     own = {p.name: p.start for p in functional.own}
     _check_sites(problem, prepared.score(own, problem.batch()))
     return prepared
@@ -313,7 +317,7 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
 
 
 def _check_sites(problem: Problem, scoring: Scoring) -> None:
-    _refuse_subsamples(scoring)
+    _refuse_subsamples(problem, scoring)
     latents = {s.name: s for s in problem.latents}
     sampled = {}
     for name, message in scoring.messages.items():
@@ -351,11 +355,12 @@ def _check_sites(problem: Problem, scoring: Scoring) -> None:
         )
 
 
-def _refuse_subsamples(scoring: Scoring) -> None:
+def _refuse_subsamples(problem: Problem, scoring: Scoring) -> None:
     """Refuse a guide that draws rows by itself: they are not those of the program."""
+    shared = problem.subsampling.seen if problem.subsampling else {}
     for message in scoring.messages.values():
         for plate in plates_of(message):
-            if plate.size != plate.full_size:
+            if plate.size != plate.full_size and plate.name not in shared:
                 raise ValueError(
                     f"plate '{plate.name}' of the guide draws a subsample of "
                     f"{plate.size} of {plate.full_size} by itself, which are other "

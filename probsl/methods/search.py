@@ -236,7 +236,7 @@ def _feed(problem: Problem, run: Run, noise: NoiseRecord | None, draws: int) -> 
     blocks, row_bytes, numbers = None, 0, 0
     if run.batch_size is not None:
         blocks = rows_of(problem, run.batch_size, run.seed)
-        held = [problem.arguments.values[name] for name in problem.rows]
+        held = problem.batch_arrays.values()
         row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
     drawn = None
     if noise is not None:

@@ -231,7 +231,7 @@ def shared_switch(y=None):
 
 def test_where_rows_cannot_be_left_out_it_says_why(monkeypatch):
     joint = fitted(Pair("SVI AutoNormal", problem("one joint observation")))
-    said = "SVI has no elpd_loo: site 'y' has no rows to tell apart; put"
+    said = "SVI has no elpd_loo: there are no rows to tell apart: site 'y' is observed"
     assert said in unwrapped(probsl.compare({"SVI": joint}))
     switched = probsl.fit(shared_switch, {"y": torch.ones(6)}, probsl.MAP())
     comparison = probsl.compare({"MAP": switched})

@@ -417,22 +417,14 @@ def nothing_sampled():
     fit(lambda x, y=None: None)
 
 
-@case(ValueError, "site 'y'", "outside a plate", "pyro.plate", ".to_event()")
-def no_plate():
+@case(ValueError, "site 'y'", "axis of 20 is outside a plate", ".to_event()")
+def axis_in_no_plate():
     def program(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(x[:, 0] * w, 1.0), obs=y)
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("columns", 2):
+            pyro.sample("y", dist.Normal(x * w, 1.0), obs=x)
 
     fit(program)
-
-
-@case(ValueError, "site 'y'", "(20,)", "shape ()", "pyro.plate")
-def no_plate_around_one_distribution():
-    def program(y=None):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-
-    fit_y(program)
 
 
 @case(ValueError, "site 'y'", "plate 'data'", "leave out .to_event() or the plate")

@@ -195,7 +195,7 @@ for _size, _error, _words in BAD_BATCH_SIZES:
         fit(batch_size=size)
 
 
-@case(ValueError, "batch_size", "no vectorized data plate", "pyro.plate")
+@case(ValueError, "batch_size", "site 'y'", "outside a plate", "pyro.plate")
 def batches_without_rows():
     fit_y(joint, batch_size=5)
 
@@ -275,7 +275,7 @@ def batches_that_share_a_discrete_latent():
     fit_y(program, batch_size=5)
 
 
-@case(ValueError, "plate 'data'", "5 of 20", "leave subsample_size out")
+@case(ValueError, "plate 'data'", "5 of 20", "leave subsample out")
 def batches_of_a_plate_with_indices():
     def program(x, y=None):
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -216,17 +216,17 @@ def no_distribution():
     fit_y(program)
 
 
-@case(ValueError, "plate 'data'", "5 of 20", "batch_size=")
-def plate_with_a_subsample():
-    def program(y=None):
+@case(ValueError, "plate 'data'", "5 of 20", "'size' and 'y'", "rows=('y',)")
+def plate_of_which_both_lengths_are_given():
+    def program(size, y=None):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", N, subsample_size=5) as index:
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
-    fit_y(program)
+    probsl.fit(program, {"size": torch.ones(5), "y": Y}, probsl.MAP())
 
 
-@case(ValueError, "plate 'groups'", "3 of 9", "subsample_size")
+@case(ValueError, "plate 'groups'", "3 of 9", "leave", "subsample_size out")
 def groups_with_a_subsample():
     def program(y=None):
         with pyro.plate("groups", 9, subsample_size=3):
