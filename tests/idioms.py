@@ -444,10 +444,10 @@ def _(y):
         pyro.sample("y", dist.Bernoulli(p, validate_args=False).to_event(1), obs=y)
 
 
-COUNTS = torch.tensor([[2.0, 1.0], [4.0, 3.0], [0.0, 2.0]], dtype=DTYPE)
+TOTALS = torch.tensor([[2.0, 1.0], [4.0, 3.0], [0.0, 2.0]], dtype=DTYPE)
 
 
-@idiom("totals that differ", "rows", y=COUNTS)
+@idiom("totals that differ", "rows", y=TOTALS)
 def _(y):
     p = pyro.sample("p", dist.Dirichlet(number([2.0, 2.0])))
     with pyro.plate("data", len(y)):
