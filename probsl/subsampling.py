@@ -57,7 +57,7 @@ class Subsampling:
         Pyro asks for the entries of a plate by a message, but insists on the number
         that the program gave; so its own function is replaced, for this thread only.
         """
-        original = SubsampleMessenger._subsample
+        before, original = _ACTIVE.get(), SubsampleMessenger._subsample
 
         def subsample(
             name: str,
@@ -74,13 +74,20 @@ class Subsampling:
             entries = active.entries(name, size, subsample_size)
             return size, len(entries), entries
 
-        before = _ACTIVE.set(self)
-        SubsampleMessenger._subsample = staticmethod(subsample)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
+        def restore() -> None:
             SubsampleMessenger._subsample = staticmethod(original)  # type: ignore[method-assign]
-            _ACTIVE.reset(before)
+            _ACTIVE.set(before)
+
+        # Ctrl-C may end the first of the two halfway, but not the second as well.
+        try:
+            try:
+                _ACTIVE.set(self)
+                SubsampleMessenger._subsample = staticmethod(subsample)  # type: ignore[method-assign]
+                yield
+            finally:
+                restore()
+        finally:
+            restore()
 
 
 _ACTIVE: ContextVar[Subsampling | None] = ContextVar("subsampling", default=None)
