@@ -32,7 +32,7 @@ def prepared(
     weights: dict[str, float],
     start: Start,
     run: Run,
-) -> tuple[ELBO, NoiseRecord]:
+) -> tuple[ELBO, NoiseRecord, Tensor | None]:
     """Return the bound of a guide that begins where the bound is finite.
 
     Parameters
@@ -51,7 +51,8 @@ def prepared(
     Returns
     -------
     tuple
-        The bound, and what the guide draws for one estimate of it.
+        The bound, what the guide draws for one estimate of it, and the Cholesky factor
+        of the latents' covariance where it begins, if known.
 
     Raises
     ------
@@ -77,8 +78,8 @@ def prepared(
     for beginning in better:
         bound, noise = begun(beginning)
         if _is_finite(bound, noise, example):
-            return bound, noise
-    return begun(near)
+            return bound, noise, beginning.factor
+    return (*begun(near), near.factor)
 
 
 def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
