@@ -111,7 +111,7 @@ def collect(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Groups:
         "sample_stats": collector.sample_stats(),
         "posterior_predictive": predicted,
         "prior": prior,
-        "observed_data": _observed_data(fit.problem),
+        "observed_data": _observed_data(fit),
         "constant_data": _constant_data(fit.problem),
     }
     facts = _facts(fit, seed)
@@ -244,10 +244,13 @@ class _Collector:
         }
 
 
-def _observed_data(problem: Problem) -> Group:
+def _observed_data(fit: Fit) -> Group:
+    """Return the observed values; those that depend on latents are at the estimate."""
+    problem, posterior = fit.problem, fit.posterior
+    values = problem.observed_values(values=posterior.point(), own=posterior.own)
     return {
         name: (_axes(problem.site(name)), _numpy(value))
-        for name, value in problem.observed_values().items()
+        for name, value in values.items()
     }
 
 

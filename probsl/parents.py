@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +21,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def parents_of(
+@dataclass(frozen=True)
+class Dependence:
+    """Which latents a distribution depends on.
+
+    Attributes
+    ----------
+    parents
+        Latent site -> the latents that its distribution depends on.
+    written
+        Reparameterized site -> those that the distribution which the user gave it
+        depends on.
+    """
+
+    parents: dict[str, tuple[str, ...]]
+    written: dict[str, tuple[str, ...]]
+
+
+def dependence_of(
     run: Callable[[], Any], messages: Mapping[str, Any], second: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
-    """Return, for each latent, the latents on which its distribution depends.
+) -> Dependence:
+    """Find, for each latent, the latents on which its distribution depends.
 
     Continuous parents are found by the existence of a derivative of the log
     density; discrete ones, which have none, by changing their value.
@@ -73,7 +91,23 @@ def parents_of(
                 after = log_density(message)
                 if before.shape != after.shape or not torch.equal(before, after):
                     parents[other].append(name)
-    return {n: tuple(p) for n, p in parents.items()}
+    return Dependence(
+        {n: tuple(p) for n, p in parents.items()}, _written_parents(traced, continuous)
+    )
+
+
+def _written_parents(
+    traced: Mapping[str, Any], continuous: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """Return what the distributions of sites depended on before they were changed."""
+    written = {m["written"] for m in traced.values() if m["written"] is not None}
+    return {
+        site.name: _reached(
+            site.density(traced[site.name]["value"]), continuous, site.name
+        )
+        for site in written
+        if site.name in traced
+    }
 
 
 def _reached(

@@ -13,7 +13,7 @@ from torch import Tensor
 from probsl.data import bind, by_name, refuse_unequal_rows
 from probsl.random_functions import independent_draws
 from probsl.sites import Role
-from probsl.visits import is_deterministic, is_observation
+from probsl.visits import is_computed, is_observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -72,7 +72,7 @@ def predictive(
         return {
             name: msg["value"]
             for name, msg in generating.messages.items()
-            if is_deterministic(msg) or name in observed
+            if is_computed(msg) or name in observed
         }
 
     evaluating = problem.program.evaluating()

@@ -51,7 +51,7 @@ from probsl.scoring import (
 from probsl.sites import Role, Site, inventory
 from probsl.subsampling import ROW_INDEX, Subsampling
 from probsl.supports import bijection
-from probsl.visits import Plate, is_observation, visit
+from probsl.visits import Plate, Unrolled, is_observation, visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -449,13 +449,21 @@ class Problem:
         return Batch(arguments, weights, self.row_scale * self.size / length)
 
     def observed_values(
-        self, arguments: Mapping[str, Any] | None = None
+        self,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        own: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return observed site -> its value, for the rows at hand or other ones."""
-        own = {p.name: p.start for p in self.own}
+        """Return observed site -> its value, for the rows at hand or other ones.
+
+        Where it depends on latents or own parameters, it does at those given by
+        `values` and `own`, else at where a search would begin.
+        """
+        parameters = own or {p.name: p.start for p in self.own}
         given = self.arguments.values if arguments is None else arguments
         with self.isolated(), torch.no_grad():
-            messages = visit(lambda: self.run(own, given))
+            messages = visit(lambda: self.run(parameters, given), values=values)
         return {n: m["value"] for n, m in messages.items() if is_observation(m)}
 
     def observed_digest(self) -> str:
@@ -496,7 +504,7 @@ class Problem:
         own = {p.name: p.start for p in self.own}
 
         def program(**arguments: Any) -> Any:
-            with DeclaredSupports():
+            with DeclaredSupports(), Unrolled():
                 return self.run(own, arguments)
 
         return poutine.block(program, hide=hidden) if hidden else program
@@ -567,13 +575,13 @@ class Problem:
         """
         self.refuse_no_rows()
         batch = Batch(self.arguments.values)
-        return by_row(self.terms(values, own, batch, {s.name for s in self.latents}))
+        return by_row(self.terms(values, own, batch, self._priors))
 
     def log_likelihood(
         self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the log likelihood of all rows with their weights, a scalar."""
-        skip = {s.name for s in self.latents}
+        skip = self._priors
         together: dict[str, tuple[Tensor, int | None]] = {}
         for part in self.parts():
             for name, (term, axis) in self.terms(values, own, part, skip).items():
@@ -652,6 +660,11 @@ class Problem:
             refuse_enumeration(
                 lambda: self.run(own, self.arguments.values), scoring, self._nesting()
             )
+
+    @property
+    def _priors(self) -> set[str]:
+        """Names of the sites whose log density is no part of the likelihood."""
+        return {s.name for s in self.sites if s.latent or s.scored}
 
     def _nesting(self) -> int:
         """Return how many axes on the right plates and batch shapes take."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.parents import parents_of
+from probsl.parents import Dependence, dependence_of
 from probsl.supports import bijection, settled, support_of, unwrap
 from probsl.visits import (
     Plate,
     batch_axes_of,
+    is_computed,
     is_continuous,
     is_deterministic,
     is_factor,
@@ -59,6 +60,13 @@ class Site:
         Names of the latent sites on which its distribution depends.
     batch_axes
         How many axes its log density has.
+    auxiliary
+        Whether it is the noise of a reparameterized site, of which the distribution
+        is part of the objective of every method.
+    scored
+        Whether a computed value has a log density, as a reparameterization leaves it.
+    prior
+        Whether its log density is, or is part of, the prior of a parameter.
     l1
         Location and scale, each of the value's shape, when its prior is a
         Laplace distribution that depends on no other latent; else None.
@@ -71,6 +79,9 @@ class Site:
     plates: tuple[Plate, ...]
     parents: tuple[str, ...] = ()
     batch_axes: int = 0
+    auxiliary: bool = False
+    scored: bool = False
+    prior: bool = False
     l1: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -102,17 +113,23 @@ def inventory(run: Callable[[], Any], data_plate: Plate | None) -> tuple[Site, .
     messages, second = visit(run, jitter=0.1), visit(run, jitter=0.3)
     refuse_changing_sites(messages, second)
     _refuse_moving_supports(messages, second)
-    parents = parents_of(run, messages, second)
+    dependence = dependence_of(run, messages, second)
     return tuple(
-        _site(message, parents.get(name, ()), data_plate)
-        for name, message in messages.items()
+        _site(message, messages, dependence, data_plate)
+        for message in messages.values()
     )
 
 
-def _site(message: Any, parents: tuple[str, ...], data_plate: Plate | None) -> Site:
+def _site(
+    message: Any,
+    messages: Mapping[str, Any],
+    dependence: Dependence,
+    data_plate: Plate | None,
+) -> Site:
     plates = plates_of(message)
+    parents = dependence.parents.get(message["name"], ())
     inside = data_plate is not None and data_plate.holds(message["name"], plates)
-    role = _role(message, inside or bool(parents))
+    role = _role(message, inside or _depends(message, messages, dependence))
     stated = role not in (Role.FACTOR, Role.DETERMINISTIC)
     support = settled(support_of(message["fn"])) if stated else None
     return Site(
@@ -123,12 +140,15 @@ def _site(message: Any, parents: tuple[str, ...], data_plate: Plate | None) -> S
         plates=plates,
         parents=parents,
         batch_axes=batch_axes_of(message),
+        auxiliary=message["written"] is not None and role is Role.RANDOM_EFFECT,
+        scored=role is Role.DETERMINISTIC and _is_scored(message),
+        prior=role is Role.PARAMETER or _stands_for(message, messages, dependence),
         l1=_laplace(message) if role is Role.PARAMETER else None,
     )
 
 
 def _role(message: Any, local: bool) -> Role:
-    if is_deterministic(message):
+    if is_computed(message):
         return Role.DETERMINISTIC
     if is_factor(message):
         return Role.FACTOR
@@ -137,6 +157,60 @@ def _role(message: Any, local: bool) -> Role:
     if not is_continuous(message["fn"]):
         return Role.ENUMERATED
     return Role.RANDOM_EFFECT if local else Role.PARAMETER
+
+
+def _depends(message: Any, messages: Mapping[str, Any], dependence: Dependence) -> bool:
+    """Return whether a latent's distribution is more than a prior of its own.
+
+    A reparameterization changes no role. Noise in one-to-one correspondence with the
+    site that the user wrote stands for it; of other noise the distribution is no prior.
+    """
+    name, written = message["name"], message["written"]
+    if name in dependence.written:  # the noise is not among what the user wrote
+        return bool(dependence.written[name])
+    if dependence.parents.get(name, ()):
+        return True
+    if written is None:
+        return False
+    if written.is_observed or dependence.written.get(written.name, ()):
+        return True
+    if written.name not in messages or not is_computed(messages[written.name]):
+        return True
+    noise = sum(_coordinates(m, m["fn"]) for m in _noise_of(written.name, messages))
+    return noise != _coordinates(messages[written.name], written.fn)
+
+
+def _noise_of(name: str, messages: Mapping[str, Any]) -> list[Any]:
+    """Return the messages of the noise that a reparameterized site is made of."""
+    return [m for m in messages.values() if m["written"] and m["written"].name == name]
+
+
+def _stands_for(
+    message: Any, messages: Mapping[str, Any], dependence: Dependence
+) -> bool:
+    """Return whether a computed value has a log density in place of a prior."""
+    if not (is_computed(message) and _is_scored(message)):
+        return False
+    noise = _noise_of(message["name"], messages)
+    return bool(noise) and not any(_depends(m, messages, dependence) for m in noise)
+
+
+def _coordinates(message: Any, fn: Any) -> int:
+    """Return how many numbers give a site's value; -1 where none are known to."""
+    try:
+        transform = bijection(support_of(fn))
+    except NotImplementedError:  # directions, of which noise in all of space is made
+        return -1
+    return torch.Size(transform.inverse_shape(message["value"].shape)).numel()
+
+
+def _is_scored(message: Any) -> bool:
+    """Return whether a computed value has a log density other than zero."""
+    fn = unwrap(message["fn"])
+    density = getattr(fn, "log_density", None)
+    masked = message["mask"] is False or getattr(message["fn"], "_mask", None) is False
+    statement = is_deterministic(message) or masked or density is None
+    return not statement and bool(torch.as_tensor(density).any())
 
 
 def _refuse_moving_supports(

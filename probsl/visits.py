@@ -12,10 +12,22 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from probsl.reparameterized import written_site
 from probsl.supports import bijection, core, support_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
+
+
+class Unrolled(Messenger):
+    """Takes the sequential plates off the sites inside, each of which has its own name.
+
+    Pyro's automatic guides refuse them.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frames = msg["cond_indep_stack"]
+        msg["cond_indep_stack"] = tuple(f for f in frames if f.vectorized)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class _Visit(Messenger):
             elif is_continuous(msg["fn"]):
                 msg["value"] = self._feasible(msg["fn"])
                 msg["done"] = True
+        msg["written"] = written_site()
         self.messages[name] = msg
 
     def _feasible(self, fn: Any) -> Tensor:
@@ -184,6 +197,19 @@ def is_deterministic(message: Any) -> bool:
     return bool(message["infer"].get("_deterministic"))
 
 
+def is_computed(message: Any) -> bool:
+    """Return whether a message reports a value that the program has computed.
+
+    That is a `pyro.deterministic` statement, or what a reparameterization leaves of the
+    site that the user wrote: a Delta at the very tensor that it observes.
+    """
+    if is_deterministic(message):
+        return True
+    fn = unwrap(message["fn"])
+    observed = message["is_observed"] and isinstance(fn, dist.Delta)
+    return observed and fn.v is message["value"]
+
+
 def is_factor(message: Any) -> bool:
     """Return whether a message is a `pyro.factor` statement."""
     return isinstance(unwrap(message["fn"]), dist.Unit)
@@ -192,9 +218,7 @@ def is_factor(message: Any) -> bool:
 def is_observation(message: Any) -> bool:
     """Return whether a message is an observed site in the statistician's sense."""
     return (
-        message["is_observed"]
-        and not is_deterministic(message)
-        and not is_factor(message)
+        message["is_observed"] and not is_computed(message) and not is_factor(message)
     )
 
 
@@ -213,8 +237,8 @@ def scored_value(message: Any) -> Tensor:
 
 
 def log_density(message: Any) -> Tensor:
-    """Return the log density of a site's value, held constant, entry by entry."""
-    density: Tensor = message["fn"].log_prob(scored_value(message).detach())
+    """Return the log density of a site's value, entry by entry."""
+    density: Tensor = message["fn"].log_prob(scored_value(message))
     return torch.nan_to_num(density)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from probsl.fit import Fit
 from probsl.options import did_you_mean, finite_number, shown, whole_number
-from probsl.sites import Role
 
 if TYPE_CHECKING:
     from probsl.problem import Problem
@@ -82,7 +81,7 @@ def prior_weights(
     if isinstance(weight, Mapping):
         check_latent_names(problem, weight, "prior_weight")
         return {n: float(w) for n, w in weight.items()}
-    return dict.fromkeys(problem.named(Role.PARAMETER), float(weight))
+    return dict.fromkeys((s.name for s in problem.sites if s.prior), float(weight))
 
 
 def as_tensors(

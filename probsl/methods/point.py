@@ -56,7 +56,7 @@ class MLE:
     integrate
         Sites to integrate out beside the random effects, as the likelihood of a
         program with random effects asks; ``()`` integrates none, and drops every
-        prior.
+        prior. The noise of reparameterized random effects keeps its distribution.
     optimizer
         A `torch.optim` class or a `functools.partial` of one. None chooses: up to
         100,000 dimensions with all rows at once L-BFGS, up to 300 finished by
@@ -119,8 +119,10 @@ class MLE:
                 "likelihood, which is not available; use MAP or SVI, which keep their "
                 "distribution, or integrate=() to estimate them as free parameters"
             )
-        dropped = {s.name: 0.0 for s in problem.latents}
-        return _run(problem, run, self, dropped, jacobian=False)
+        dropped = [s.name for s in problem.latents if not s.auxiliary]
+        dropped += [s.name for s in problem.sites if s.prior and s.scored]
+        weights = dict.fromkeys(dropped, 0.0)
+        return _run(problem, run, self, weights, jacobian=False)
 
 
 @dataclass(frozen=True)

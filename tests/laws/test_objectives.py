@@ -23,17 +23,9 @@ ROUNDING = 1e-9
 NOT_YET = {
     ("bound", "a module made in the first run"),
     ("bound", "a module that the program registers"),
-    ("bound", "residuals"),
-    ("bound", "rest of a walk"),
-    ("bound", "sequential plate around a vectorized one"),
     ("objective", "a module that the program registers"),
-    ("objective", "residuals"),
-    ("objective", "rest of a walk"),
     ("rows", "a module made in the first run"),
     ("rows", "a module that the program registers"),
-    ("rows", "decentered around"),
-    ("rows", "partly centered around"),
-    ("rows", "residuals"),
 }
 
 
