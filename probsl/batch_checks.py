@@ -83,7 +83,9 @@ def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
     plate = problem.data_plate
     try:
         with problem.isolated():
-            messages = visit(lambda: problem.run(own, batch.arguments))
+            messages = visit(
+                lambda: problem.run(own, batch.arguments), place=problem.place
+            )
     except Exception as error:
         raise ValueError(
             f"the program does not run on a batch of {batch_size} rows ({error}); "
@@ -134,7 +136,7 @@ def audit_batches(problem: Problem, batch_size: int) -> None:
     x = torch.randn(
         layout.size, generator=generator, dtype=problem.dtype, device="cpu"
     ).to(problem.device)
-    values = layout.constrain(_SPREAD * x)
+    values = layout.constrain(problem.center(layout) + _SPREAD * x)
     own = {p.name: p.start for p in problem.own}
     with problem.isolated(), torch.no_grad():
         together, again = (problem.terms(values, own, whole) for _ in range(2))

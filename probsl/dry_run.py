@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from probsl.conversion import place
+from probsl.conversion import place as place_of
 from probsl.data_plate import ADD_A_PLATE, plates_to_index
 from probsl.isolation import isolated
+from probsl.observed_supports import moves, outside
+from probsl.places import GivenParameters, Place, first_place
 from probsl.program_errors import annotate, refuse_unequal_lengths
 from probsl.subsampling import Subsampling
-from probsl.supports import settled, support_of, unchecked, unwrap
+from probsl.supports import settled, support_of, unwrap
 from probsl.visits import (
     is_factor,
     is_observation,
@@ -25,12 +27,14 @@ from probsl.visits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from probsl.data import Arguments
     from probsl.parameters import Functional
     from probsl.sites import Site
 
+# How far off a support is looked at again, in unconstrained space.
+_ELSEWHERE = 0.3
 _OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
@@ -61,7 +65,10 @@ def dry_run(
     dtype: torch.dtype,
     device: torch.device,
     rows: Sequence[str] | None = None,
-) -> tuple[dict[str, Any], Subsampling]:
+    *,
+    place: Place,
+    held_out: bool = False,
+) -> tuple[dict[str, Any], Subsampling, Place]:
     """Run a program once with everything checked, and return its messages.
 
     Parameters
@@ -76,12 +83,17 @@ def dry_run(
         The device to compute on.
     rows
         The user's own answer which arguments have one entry per row, if given.
+    place
+        Where the latents are; others are tried if the program cannot begin there.
+    held_out
+        Whether the data are only to be scored: observed values may then lie outside
+        of a support that moves.
 
     Returns
     -------
     tuple
-        The message of every site, and what plates have that would draw a subsample
-        by themselves.
+        The message of every site, what plates have that would draw a subsample
+        by themselves, and where the program can begin.
 
     Raises
     ------
@@ -93,33 +105,48 @@ def dry_run(
 
     subsampling = Subsampling()
 
-    def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
-        with isolated(dtype, device=device, validate=True), subsampling():
-            messages = visit(lambda: functional.collect(values))
+    def rehearse(values: Mapping[str, Any], at: Place = place) -> dict[str, Any]:
+        checked = isolated(dtype, at.seed, device=device, validate=True)
+        with checked, GivenParameters(place.given), subsampling():
+            messages = visit(lambda: functional.collect(values), place=at)
         for message in _observations(messages):
             _check_shape(message)
         return messages
 
-    def run() -> dict[str, Any]:
+    def moves_away(message: Any) -> bool:
+        """Whether the support of an observed site is another one elsewhere."""
+        own = {p.name: p.start + _ELSEWHERE for p in functional.own}
+        with isolated(dtype, device=device), subsampling():
+            other = visit(lambda: functional(own, arguments.values), jitter=_ELSEWHERE)
+        return moves(message, other[message["name"]])
+
+    def doubt(messages: dict[str, Any]) -> str:
+        for message in () if held_out else _observations(messages):
+            words = _outside_in_words(message)
+            if words and moves_away(message):
+                return words
+        return ""
+
+    def run(at: Place) -> tuple[dict[str, Any], Place]:
         try:
-            return rehearse(arguments.values)
+            return first_place(lambda at: rehearse(arguments.values, at), at, doubt)
         except Exception as error:
             refuse_unequal_lengths(rehearse, arguments, error)
             annotate(error, arguments, dtype)
             raise
 
-    messages = run()
+    messages, found = run(place)
     indexed = plates_to_index(messages, subsampling.seen, arguments, rows)
     if indexed:
         subsampling = replace(subsampling, whole=frozenset(indexed))
-        messages = run()
+        messages, found = run(place)
     refuse_unannotated(messages)
     _refuse_nothing_observed(messages, functional, arguments)
     _refuse_shared_names(messages, functional)
     for message in _observations(messages):
         _check_plates(message)
-        _check_support(message)
-    return messages, subsampling
+        _check_support(message, moves_away)
+    return messages, subsampling, found
 
 
 @contextmanager
@@ -278,26 +305,32 @@ def _check_plates(message: Any) -> None:
         )
 
 
-def _check_support(message: Any) -> None:
-    name, fn, value = message["name"], message["fn"], message["value"]
+def _check_support(message: Any, moves_away: Callable[[Any], bool]) -> None:
+    name, value = message["name"], message["value"]
     if value.is_complex():
         raise ValueError(
             f"site '{name}' observes complex values; write it as two real sites, one "
             "for the real and one for the imaginary part"
         )
-    support = support_of(fn)
-    if support is None or unchecked(fn):
-        return
-    outside = ~support.check(value)
-    count = int(outside.sum())
-    if count:
-        first = outside.nonzero()[0].tolist()
-        raise ValueError(
-            f"site '{name}' observes {count} value{'s' * (count > 1)} outside the "
-            f"support of its {type(unwrap(fn)).__name__}, {settled(support)}; the "
-            f"first is {value[tuple(first)].tolist()} in {place(first)}; change those "
-            "values or the distribution"
-        )
+    words = _outside_in_words(message)
+    if words and not moves_away(message):
+        raise ValueError(f"{words}; change those values or the distribution")
+
+
+def _outside_in_words(message: Any) -> str:
+    """Say how many values a site observes outside of its support, "" for none."""
+    fn, value = message["fn"], message["value"]
+    found = None if value.is_complex() else outside(message, value)
+    count = 0 if found is None else int(found.sum())
+    if found is None or not count:
+        return ""
+    first = found.nonzero()[0].tolist()
+    kind, support = type(unwrap(fn)).__name__, settled(support_of(fn))
+    return (
+        f"site '{message['name']}' observes {count} value{'s' * (count > 1)} outside "
+        f"the support of its {kind}, {support}; the first is "
+        f"{value[tuple(first)].tolist()} in {place_of(first)}"
+    )
 
 
 def refuse_nothing_to_fit(sites: Sequence[Site], functional: Functional) -> None:

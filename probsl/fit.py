@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,7 @@ from probsl.batch_checks import check_batches
 from probsl.isolation import undisturbed
 from probsl.loaders import StreamedRows
 from probsl.options import whole_number
+from probsl.places import Place
 from probsl.predict import deterministics, log_score_rows, predictive
 from probsl.problem import Problem
 from probsl.summary import summarize
@@ -494,6 +495,7 @@ def fit(
         device=device,
         batch_size=batch_size,
         total=total,
+        place=_first_place(method),
     )
     if isinstance(problem.source, StreamedRows):
         batch_size = problem.source.batch_size
@@ -581,6 +583,14 @@ def _check_method(method: Any) -> None:
             "method must be a value such as probsl.MLE(), probsl.MAP() or "
             f"probsl.SVI(guide), got {method!r}"
         )
+
+
+def _first_place(method: Any) -> Place:
+    """Return where the latents are in the program's first run: where `start` says."""
+    start = getattr(method, "start", None)
+    if isinstance(start, Fit):
+        start = start.point()
+    return Place(given=dict(start) if isinstance(start, Mapping) else {})
 
 
 def _first_compiled(compile: Any) -> int:

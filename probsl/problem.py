@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,9 @@ from probsl.dry_run import (
 )
 from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
+from probsl.observed_supports import is_bounded
 from probsl.parameters import Functional, OwnParameter
+from probsl.places import Place
 from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import (
     Batch,
@@ -91,6 +93,8 @@ class Problem:
     row_scale
         How many rows each one stands for: more than one if the program gives its
         data plate more entries than there are rows.
+    place
+        Around which values of the latents the program can be run.
     """
 
     program: Functional
@@ -105,6 +109,7 @@ class Problem:
     device: torch.device = _CPU
     subsampling: Subsampling | None = None
     row_scale: float = 1.0
+    place: Place = field(default_factory=Place)
 
     @classmethod
     def build(
@@ -119,6 +124,8 @@ class Problem:
         batch_size: int | None = None,
         total: int | None = None,
         device: str | torch.device | None = None,
+        place: Place | None = None,
+        held_out: bool = False,
     ) -> Problem:
         """Bind a program to data and take the inventory of its sites.
 
@@ -143,6 +150,12 @@ class Problem:
             The number of rows, where a DataLoader cannot tell.
         device
             The device to compute on; None takes the program's or the data's.
+        place
+            Where the latents are in the first run; others are tried if the program
+            cannot begin there.
+        held_out
+            Whether the data are only to be scored: they may then lie outside of a
+            support that moves.
 
         Raises
         ------
@@ -161,16 +174,29 @@ class Problem:
             total=total,
         )
         dtype = floating_type(arguments, functional.floating_types(), dtype)
-        place = device_of(arguments, functional.devices(), device)
-        arguments = arguments.cast(dtype, place)
+        device = device_of(arguments, functional.devices(), device)
+        arguments = arguments.cast(dtype, device)
         if source is not None:
-            source = source.read_as(dtype, place)
+            source = source.read_as(dtype, device)
         with blaming_batches(source is not None):
-            messages, subsampling = dry_run(functional, arguments, dtype, place, rows)
+            messages, subsampling, place = dry_run(
+                functional,
+                arguments,
+                dtype,
+                device,
+                rows,
+                place=place or Place(),
+                held_out=held_out,
+            )
         plate = data_plate_of(messages)
-        with isolated(dtype, device=place), subsampling():
-            own = {p.name: p.start for p in functional.own}
-            sites = inventory(lambda: functional(own, arguments.values), plate)
+        with isolated(dtype, device=device), subsampling():
+            sites = inventory(
+                lambda own: functional(own, arguments.values),
+                {p.name: p.start for p in functional.own},
+                plate,
+                place,
+                [n for n, m in messages.items() if is_observation(m) and is_bounded(m)],
+            )
         refuse_nothing_to_fit(sites, functional)
         size = plate.size if plate else observed_elements(messages)
         others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
@@ -190,9 +216,10 @@ class Problem:
             rows=found,
             size=size if source is None else source.size,
             source=source,
-            device=place,
+            device=device,
             subsampling=subsampling if subsampling.seen else None,
             row_scale=_row_scale(plate, size if source is None else source.size),
+            place=place,
         )
         problem._check_enumeration()
         return problem.reweighted(weights)
@@ -211,6 +238,8 @@ class Problem:
             dtype=self.dtype,
             device=self.device,
             labels=self.arguments.labels,
+            place=self.place,
+            held_out=True,
         )
 
     def complete(self) -> Problem:
@@ -242,6 +271,7 @@ class Problem:
             dtype=self.dtype,
             device=self.device,
             labels=self.arguments.labels,
+            place=self.place,
         )
 
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
@@ -359,6 +389,11 @@ class Problem:
         """Return the names of the sites with one of the given roles."""
         return tuple(s.name for s in self.sites if s.role in roles)
 
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The observed sites whose support moves with a latent or own parameter."""
+        return tuple(s.name for s in self.sites if s.moving)
+
     def site(self, name: str) -> Site:
         """Return one site by its name."""
         return next(s for s in self.sites if s.name == name)
@@ -408,12 +443,18 @@ class Problem:
         return Coordinates([*entries, *own])
 
     def feasible_values(self) -> dict[str, Tensor]:
-        """Return every latent at the image of zero, which is inside its support."""
-        layout = self.coordinates()
-        values = layout.constrain(
-            torch.zeros(layout.size, dtype=self.dtype, device=self.device)
-        )
+        """Return every latent at the problem's place, which is inside its support."""
+        layout = self.coordinates([s.name for s in self.latents])
+        values = layout.constrain(self.center(layout))
         return {s.name: values[s.name] for s in self.latents}
+
+    def center(self, layout: Coordinates) -> Tensor:
+        """Return the problem's place as a flat vector, zero for other entries."""
+        flat = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
+        for entry, part in layout.split(flat):
+            if entry.name in self.place.around:
+                part.copy_(self.place.around[entry.name])
+        return flat
 
     def rows_at(self, index: Tensor) -> Batch:
         """Return some rows as a batch that stands for all of them.
@@ -463,7 +504,9 @@ class Problem:
         parameters = own or {p.name: p.start for p in self.own}
         given = self.arguments.values if arguments is None else arguments
         with self.isolated(), torch.no_grad():
-            messages = visit(lambda: self.run(parameters, given), values=values)
+            messages = visit(
+                lambda: self.run(parameters, given), values=values, place=self.place
+            )
         return {n: m["value"] for n, m in messages.items() if is_observation(m)}
 
     def observed_digest(self) -> str:
@@ -619,7 +662,7 @@ class Problem:
         skip = {s.name for s in self.sites} - {*names, *enumerated}
         return named_terms(
             lambda: self.run(own, self.arguments.values),
-            Scoring(values, skip),
+            Scoring(values, skip, self.moving),
             self._nesting() if enumerated else None,
         )
 
@@ -634,7 +677,7 @@ class Problem:
 
         Sites named in `skip` are left out.
         """
-        scoring = Scoring(values, skip)
+        scoring = Scoring(values, skip, self.moving)
         terms = site_terms(
             lambda: self.run(own, batch.arguments),
             scoring,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from probsl.enumeration import (
     touches_enumerated,
     trace_enumerated,
 )
+from probsl.observed_supports import log_prob_within
 from probsl.visits import Plate, is_deterministic, scored_value
 
 if TYPE_CHECKING:
@@ -52,11 +54,19 @@ class Batch:
         """Whether every row counts once."""
         return self.weights is None and self.scale == 1.0
 
-    def weigh(self, density: Tensor, axis: int) -> Tensor:
-        """Multiply a log density by the weights of the rows along one axis."""
+    def weigh(
+        self, density: Tensor, axis: int, *, bounded: bool | None = False
+    ) -> Tensor:
+        """Multiply a log density by the weights of the rows along one axis.
+
+        Where it is `bounded`, rows of weight 0 may have a density of zero.
+        """
         if self.weights is not None:
             behind = density.dim() - 1 - axis % density.dim()
-            density = density * self.weights.reshape(-1, *[1] * behind)
+            weights = self.weights.reshape(-1, *[1] * behind)
+            if bounded:
+                density = torch.where(weights > 0, density, 0.0)
+            density = density * weights
         return density * self.scale
 
 
@@ -70,14 +80,20 @@ class Scoring(Messenger):
     skip
         Sites whose log density is not wanted. A dropped prior is skipped and
         not multiplied by zero, for 0 * -inf is NaN.
+    moving
+        Observed sites whose support moves; outside of it their density is zero.
     """
 
     def __init__(
-        self, values: Mapping[str, Tensor], skip: Collection[str] = ()
+        self,
+        values: Mapping[str, Tensor],
+        skip: Collection[str] = (),
+        moving: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._given = values
         self._skip = skip
+        self._moving = moving
         self.messages: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -93,13 +109,16 @@ class Scoring(Messenger):
             return
         density = self.density(msg)
         msg["scale"] = _without_subsampling(msg)
+        msg["bounded"] = msg["name"] in self._moving
         msg["unscaled_log_prob"] = density
         msg["log_prob"] = scale_and_mask(density, msg["scale"], msg["mask"])
 
     def density(self, msg: Any) -> Tensor:
         """Return the log density of a site's value, without scale and mask."""
-        value = scored_value(msg)
-        result: Tensor = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+        value, score = scored_value(msg), msg["fn"].log_prob
+        if msg["name"] in self._moving:
+            score = functools.partial(log_prob_within, msg["fn"])
+        result: Tensor = score(value, *msg["args"], **msg["kwargs"])
         return result
 
     @property
@@ -264,7 +283,7 @@ def _weighed(
     if not inside or density.dim() < -data_plate.dim:
         return density, None
     if not batch.plain:
-        density = batch.weigh(density, data_plate.dim)
+        density = batch.weigh(density, data_plate.dim, bounded=msg.get("bounded"))
     return density, data_plate.dim
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from probsl.moving_sites import moving_sites
 from probsl.parents import Dependence, dependence_of
 from probsl.supports import bijection, settled, support_of, unwrap
 from probsl.visits import (
@@ -24,7 +25,9 @@ from probsl.visits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from probsl.places import Place
 
 
 class Role(Enum):
@@ -67,6 +70,10 @@ class Site:
         Whether a computed value has a log density, as a reparameterization leaves it.
     prior
         Whether its log density is, or is part of, the prior of a parameter.
+    moving
+        Whether it is observed in a support that moves, or at a value that does.
+    moved_by
+        Names of the latents and own parameters that it moves with, if they are known.
     l1
         Location and scale, each of the value's shape, when its prior is a
         Laplace distribution that depends on no other latent; else None.
@@ -82,6 +89,8 @@ class Site:
     auxiliary: bool = False
     scored: bool = False
     prior: bool = False
+    moving: bool = False
+    moved_by: tuple[str, ...] = ()
     l1: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -90,15 +99,28 @@ class Site:
         return self.role in (Role.PARAMETER, Role.RANDOM_EFFECT)
 
 
-def inventory(run: Callable[[], Any], data_plate: Plate | None) -> tuple[Site, ...]:
+def inventory(
+    run: Callable[[Mapping[str, Tensor]], Any],
+    own: Mapping[str, Tensor],
+    data_plate: Plate | None,
+    place: Place,
+    bounded: Sequence[str],
+) -> tuple[Site, ...]:
     """Find every site of a program and the role it plays.
 
     Parameters
     ----------
     run
-        Calls the program; it must be inside `probsl.isolation.isolated`.
+        Calls the program with values of its own parameters; it must be inside
+        `probsl.isolation.isolated`.
+    own
+        Own parameter -> unconstrained value.
     data_plate
         The plate whose elements are the rows of the data, if any.
+    place
+        Where the latents are.
+    bounded
+        The observed sites that must not have all values.
 
     Returns
     -------
@@ -110,13 +132,22 @@ def inventory(run: Callable[[], Any], data_plate: Plate | None) -> tuple[Site, .
     ValueError
         If a latent cannot be fitted, or the sites change from run to run.
     """
-    messages, second = visit(run, jitter=0.1), visit(run, jitter=0.3)
+
+    def visited(jitter: float) -> dict[str, Any]:
+        return visit(lambda: run(own), jitter=jitter, place=place)
+
+    messages, second = visited(0.1), visited(0.3)
     refuse_changing_sites(messages, second)
     _refuse_moving_supports(messages, second)
-    dependence = dependence_of(run, messages, second)
+    dependence = dependence_of(lambda: run(own), messages, second)
+    moved = moving_sites(run, own, messages, second, bounded)
     return tuple(
-        _site(message, messages, dependence, data_plate)
-        for message in messages.values()
+        replace(
+            _site(message, messages, dependence, data_plate),
+            moving=name in moved,
+            moved_by=moved.get(name, ()),
+        )
+        for name, message in messages.items()
     )
 
 

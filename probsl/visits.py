@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
@@ -12,6 +12,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from probsl.places import Place
 from probsl.reparameterized import written_site
 from probsl.supports import bijection, core, support_of, unwrap
 
@@ -55,14 +56,12 @@ class _Visit(Messenger):
     A prior draw would do worse: heavy tails overflow, flat priors cannot draw.
     """
 
-    def __init__(
-        self, jitter: float = 0.0, values: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, place: Place, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.messages: dict[str, Any] = {}
         self.refusal: Exception | None = None
-        self._jitter = jitter
-        self._values = values or {}
+        self._place = place
+        self._values = values
 
     @property
     def last(self) -> str | None:
@@ -81,25 +80,24 @@ class _Visit(Messenger):
             _refuse_no_distribution(name, msg["fn"])
             if not msg["is_observed"] and name not in self._values:
                 _refuse_strange_support(name, msg["fn"])
+            self._give(msg)
         except (TypeError, ValueError) as refusal:
             self.refusal = refusal
             raise
-        if not msg["is_observed"]:
-            if name in self._values:
-                msg["value"] = self._values[name]
-                msg["done"] = True
-            elif is_continuous(msg["fn"]):
-                msg["value"] = self._feasible(msg["fn"])
-                msg["done"] = True
         msg["written"] = written_site()
         self.messages[name] = msg
 
-    def _feasible(self, fn: Any) -> Tensor:
-        transform = bijection(support_of(fn))
-        shape = transform.inverse_shape(fn.shape())
-        noise = torch.randn(shape) if self._jitter else torch.zeros(shape)
-        value: Tensor = transform(self._jitter * noise)
-        return value
+    def _give(self, msg: Any) -> None:
+        """Give a latent its value, unless it is to be drawn."""
+        name, fn = msg["name"], msg["fn"]
+        if msg["is_observed"]:
+            return
+        value = self._values.get(name)
+        if value is None and is_continuous(fn):
+            value = self._place.value(name, fn)
+        if value is not None:
+            msg["value"] = value
+            msg["done"] = True
 
 
 def visit(
@@ -107,6 +105,7 @@ def visit(
     *,
     jitter: float = 0.0,
     values: Mapping[str, Tensor] | None = None,
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Run a program and return the message of every sample site, in order.
 
@@ -115,9 +114,11 @@ def visit(
     run
         Calls the program; it must be inside `probsl.isolation.isolated`.
     jitter
-        Standard deviation of the latents in unconstrained space around zero.
+        Standard deviation of the latents in unconstrained space around the place.
     values
         Latents to hold at given constrained values instead.
+    place
+        Where the latents are; zero in unconstrained space by default.
 
     Raises
     ------
@@ -125,7 +126,8 @@ def visit(
         If two sites share a name or a latent has no usable support. An error
         of the program's own is raised as it is, with the site reached added.
     """
-    visiting = _Visit(jitter, values)
+    at = replace(place or Place(), jitter=jitter)
+    visiting = _Visit(at, values or {})
     try:
         with visiting:
             run()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from probsl.fit import Fit
 from probsl.methods.method_options import check_latent_names
-from probsl.options import shown
-from probsl.supports import bijection
+from probsl.methods.other_starts import start_elsewhere
+from probsl.places import start_tensor, start_value
 
 if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
@@ -46,6 +46,11 @@ def calm_start(
         A mean over rows.
     problem, layout, start, seed
         As in `start_vector`.
+
+    Raises
+    ------
+    ValueError
+        If the objective is not finite there, nor at any other place that was tried.
     """
 
     def value(x: Tensor) -> float:
@@ -62,7 +67,26 @@ def calm_start(
         here = value(x)
         if math.isfinite(here) and not here > limit:
             return x
-    return at_rest
+    free = _free(layout, problem, start)
+    if not free.any():
+        return at_rest
+    return start_elsewhere(objective, problem, layout, at_rest, free)
+
+
+def _free(layout: Coordinates, problem: Problem, start: Start) -> Tensor:
+    """Return which coordinates a search may begin elsewhere: those of latents left."""
+    fixed = {p.name for p in problem.own} | set(_given(start))
+    return torch.cat(
+        [
+            torch.full((size,), entry.name not in fixed, device=problem.device)
+            for entry, size in zip(layout.entries, layout.sizes, strict=True)
+        ]
+        or [torch.zeros(0, dtype=torch.bool, device=problem.device)]
+    )
+
+
+def _given(start: Start) -> dict[str, Any]:
+    return start.point() if isinstance(start, Fit) else dict(start or {})
 
 
 def start_vector(
@@ -77,8 +101,8 @@ def start_vector(
     layout
         Of the latents and own parameters.
     start
-        Site -> constrained value, or a fit; sites left out begin near zero in
-        unconstrained space, own parameters at their own values.
+        Site -> constrained value, or a fit; sites left out begin near the problem's
+        place in unconstrained space, own parameters at their own values.
     seed
         Of the small random part, which takes symmetric programs off their saddle.
     spread
@@ -91,10 +115,10 @@ def start_vector(
         not finite.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    given = start.point() if isinstance(start, Fit) else dict(start or {})
+    given = _given(start)
     own = {p.name: p for p in problem.own}
     parts = []
-    for entry in layout.entries:
+    for entry, center in layout.split(problem.center(layout)):
         shape = entry.flat_shape
         noise = spread * torch.randn(
             shape, generator=generator, dtype=problem.dtype, device="cpu"
@@ -102,7 +126,8 @@ def start_vector(
         if entry.name in given:
             part = _start_of(problem, entry.name, given.pop(entry.name))
         else:
-            part = own[entry.name].start if entry.name in own else noise
+            begun = center + noise.to(center)
+            part = own[entry.name].start if entry.name in own else begun
         parts.append(part.reshape(-1).to(problem.device, problem.dtype))
     if given and not isinstance(start, Fit):
         check_latent_names(problem, given, "start")
@@ -114,38 +139,10 @@ def start_vector(
 def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
     """Return a start value in unconstrained space, checked."""
     own = {p.name: p for p in problem.own}
-    try:
-        constrained = torch.as_tensor(value).detach()
-        constrained = constrained.to(problem.device, problem.dtype)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"start of '{name}' must be a number or an array, got {shown(value)}"
-        ) from None
-    shape = own[name].shape if name in own else problem.site(name).shape
-    if constrained.shape != shape:
-        raise ValueError(
-            f"start of '{name}' has shape {tuple(constrained.shape)}, but the site has "
-            f"shape {tuple(shape)}; give both the same"
-        )
-    if not bool(constrained.isfinite().all()):
-        raise ValueError(
-            f"start of '{name}' is not finite, {shown(constrained.tolist())}; give "
-            "finite numbers"
-        )
+    like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     if name in own:
+        constrained = start_tensor(name, value, own[name].shape, like)
         unconstrained: Tensor = own[name].transform.inv(constrained)
         return unconstrained
-    support = problem.site(name).support
-    if not bool(support.check(constrained).all()):
-        raise ValueError(
-            f"start of '{name}' is outside its support, {support}: "
-            f"{shown(constrained.tolist())}; start inside it"
-        )
-    transform = bijection(support)
-    unconstrained = transform.inv(constrained)
-    if not bool(unconstrained.isfinite().all()):
-        raise ValueError(
-            f"start of '{name}' lies on the edge of its support, {support}; start "
-            "inside it"
-        )
-    return unconstrained
+    site = problem.site(name)
+    return start_value(name, value, site.shape, site.support, like)[1]
