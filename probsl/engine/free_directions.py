@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probsl.engine.descent import Descent, is_finite
+from probsl.engine.curvature import Landscape, curvature_scale
+from probsl.engine.descent import Descent, array, is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from probsl.engine.descent import Verdict
+    from probsl.engine.descent import Minimum, Verdict
 
     Array = NDArray[np.float64]
 
-__all__ = ["free_part", "lower_aside"]
+__all__ = ["free_part", "level_at", "lower_aside"]
 
 # How far aside, in units of the coordinates.
 ASIDE = (1e-3, 0.1, 1.0)
@@ -80,14 +81,20 @@ def free_part(
         Leads down to a minimum.
     """
     count = directions.shape[1]
-    if count > FOLLOWED or _level(descent, directions, width):
+    signs = np.cos(1.0 + np.arange(count))
+    together = width * (directions @ signs)
+    if count > FOLLOWED or all(_level(descent, together, r) for r in ASIDE[1:]):
         return directions
     left = np.zeros((count, count))
     for k in range(count):
-        aside = descent.x + descent.tensor(width * directions[:, k])
+        step = width * directions[:, k]
+        reach = next((r for r in ASIDE[1:] if not _level(descent, step, r)), None)
+        if reach is None:
+            left[k, k] = 1.0
+            continue
         way = Descent(
             descent.landscape,
-            aside,
+            descent.x + descent.tensor(reach * step),
             tolerance=descent.tolerance,
             max_steps=BACK,
             callback=None,
@@ -98,17 +105,30 @@ def free_part(
             continue
         descend(way)
         moved = (way.x - descent.x).double().cpu().numpy() / width
-        left[:, k] = directions.T @ moved
+        left[:, k] = directions.T @ moved / reach
     basis, shares, _ = np.linalg.svd(left)
     free: Array = directions @ basis[:, shares > LEFT]
     return free
 
 
-def _level(descent: Descent, directions: Array, width: Array) -> bool:
-    """Whether all directions together are level, near and far, on both sides."""
-    signs = np.cos(1.0 + np.arange(directions.shape[1]))
-    step = descent.tensor(width * (directions @ signs))
-    sides = (side * reach for reach in ASIDE[1:] for side in (1.0, -1.0))
-    values = [descent.landscape.slope(descent.x + side * step)[0] for side in sides]
+def level_at(
+    objective: Callable[[Tensor], Tensor], x: Tensor, minimum: Minimum
+) -> bool:
+    """Whether the free directions of a minimum are level at another point [d], too.
+
+    So they are where columns or parameters are redundant.
+    """
+    if minimum.null_space is None or minimum.hessian is None:
+        return False
+    slope = array(Landscape(objective).slope(x)[1])
+    scale = curvature_scale(array(minimum.hessian).diagonal(), array(minimum.x))
+    along = (scale * slope) @ array(minimum.null_space)
+    return bool((np.abs(along) <= 1e-6 * np.linalg.norm(scale * slope)).all())
+
+
+def _level(descent: Descent, step: Array, reach: float) -> bool:
+    """Whether a step [d] of some length is level, on both sides."""
+    sides = (descent.x + descent.tensor(s * reach * step) for s in (1.0, -1.0))
+    values = [descent.landscape.slope(x)[0] for x in sides]
     rise = max(abs(value - descent.value) for value in values)
     return math.isfinite(rise) and rise <= 10 * descent.noise

@@ -152,6 +152,8 @@ class Ground:
 
     def _slope(self, x: Tensor, value: float, gradient: Tensor) -> Slope:
         full = gradient
+        if not is_finite(value, gradient):
+            return Slope(x, value, gradient, np.full(self.size, math.nan))
         if self.descent.landscape.l1 is not None:
             center, weight = self.descent.landscape.l1
             full = gradient + weight * (x - center).sign()
@@ -174,7 +176,8 @@ def cross_kinks(descent: Descent) -> Verdict | None:
             return at_kink(ground, proven)
         if before - descent.value <= descent.noise:
             break
-    return Verdict(Outcome.MAX_STEPS if descent.spent else Outcome.STALLED)
+    end = Outcome.MAX_STEPS if descent.spent else Outcome.STALLED
+    return descent.at_wall() or Verdict(end)
 
 
 def descend_kinks(descent: Descent) -> Verdict:

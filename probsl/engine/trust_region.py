@@ -236,15 +236,17 @@ def at_minimum(
     if not null.shape[1]:
         return Verdict(Outcome.CONVERGED)
     # A plateau has a width without end, which is no reason to leap that far.
-    reach = np.maximum(array(descent.unit), np.abs(array(descent.x)))
-    width = np.minimum(model.width, reach)
-    lower = lower_aside(descent, null, width)
+    unit = np.maximum(array(descent.unit), np.abs(array(descent.x)))
+    aside = np.linalg.qr(model.width[:, None] * null / unit[:, None])[0]
+    lower = lower_aside(descent, aside, unit)
     if lower is not None and not descent.spent:
         descent.accept(*lower)
         return None
-    null = free_part(descent, null, width, descend)
-    if not null.shape[1]:
+    free = free_part(descent, aside, unit, descend)
+    if not free.shape[1]:
         return Verdict(Outcome.CONVERGED)
+    if free.shape[1] < null.shape[1]:
+        null = np.linalg.qr(unit[:, None] * free / model.width[:, None])[0]
     named = np.flatnonzero(np.linalg.norm(null, axis=1) > NOTICEABLE)
     return Verdict(Outcome.NULL_DIRECTIONS, tuple(named.tolist()), null_space=null)
 

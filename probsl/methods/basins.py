@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ON_THE_WAY = (0.1, 0.5, 0.9)
 # Ends farther apart in height are two; a hill is what rises higher than rounding, and
 # than what is left of the descent.
-_LEVEL, _HILL = 1e-5, 2e-8
+LEVEL, _HILL = 1e-5, 2e-8
 # Along many coordinates so many times its tolerance is left where a descent ends.
 _LEFT = 10
 # Starts that lag behind the half that has settled have this many times its rounds, and
@@ -224,7 +224,7 @@ def _grouped(
     while order:
         first, *rest = order
         value = float(values[first])
-        level = max(_LEVEL, _LEFT * tolerance) * max(1.0, abs(value))
+        level = max(LEVEL, _LEFT * tolerance) * max(1.0, abs(value))
         near = [i for i in rest if abs(float(values[i]) - value) <= level]
         near += [i for i in rest if not settled[i] and i not in near]
         near = [i for i in near if float(values[i]) >= value - level]
@@ -272,7 +272,7 @@ def _finished(
 
 
 def _level(one: _Group, other: _Group) -> bool:
-    return abs(one.value - other.value) <= _LEVEL * max(1.0, abs(other.value))
+    return abs(one.value - other.value) <= LEVEL * max(1.0, abs(other.value))
 
 
 def _joined(groups: Iterable[_Group], best: Found) -> list[_Group]:

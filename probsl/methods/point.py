@@ -20,6 +20,7 @@ from probsl.methods.method_options import (
 )
 from probsl.methods.point_objective import PointObjective
 from probsl.methods.search import (
+    NEWTON_LIMIT,
     Found,
     batch_at,
     broken_sites,
@@ -28,12 +29,13 @@ from probsl.methods.search import (
     search_noisily,
     watching,
 )
+from probsl.methods.second_look import OTHERS, look_elsewhere
 from probsl.methods.starts import Start, calm_start
 from probsl.options import several_names, whole_number
 from probsl.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
     from probsl.problem import Problem
@@ -75,7 +77,8 @@ class MLE:
         Site -> constrained value to start from, or a fit.
     starts
         How many starting points to try, the further ones spread over [-2, 2] in
-        unconstrained space; the best end is kept. Small problems with all rows go
+        unconstrained space; the best end is kept. With one, a few more are tried where
+        the search from it comes to no optimum. Small problems with all rows go
         down from all of them at once, and the fit's `basins` tell where they ended.
 
     Examples
@@ -272,8 +275,18 @@ def _search_all(
             )
         if several is not None:
             return several
+
+    def search(start: Tensor) -> Found:
+        return _search(objective, run, method, start, noise)
+
+    if exact and len(starts) == 1:
+        found = search(starts[0])
+        others = _further_starts(objective, run, OTHERS)
+        if size > NEWTON_LIMIT:
+            return Several(found, found.steps)
+        return look_elsewhere(found, others, search, problem.size)
     several = search_in_turn(
-        lambda start: _search(objective, run, method, start, noise),
+        search,
         starts,
         objective.at_each if exact else None,
         objective.layout,
@@ -339,9 +352,15 @@ def _starts(objective: PointObjective, method: MLE | MAP, run: Run) -> list[Tens
     first = calm_start(
         lambda x: objective(x, batch), problem, layout, method.start, run.seed
     )
+    return [first, *_further_starts(objective, run, method.starts - 1)]
+
+
+def _further_starts(
+    objective: PointObjective, run: Run, count: int
+) -> Iterator[Tensor]:
+    """Yield starts that are spread over [-2, 2] in unconstrained space."""
+    problem, size = objective.problem, objective.layout.size
     generator = torch.Generator("cpu").manual_seed(run.seed + 1)
-    further = [
-        torch.rand(layout.size, generator=generator, dtype=problem.dtype, device="cpu")
-        for _ in range(method.starts - 1)
-    ]
-    return [first, *(4 * drawn.to(problem.device) - 2 for drawn in further)]
+    for _ in range(count):
+        drawn = torch.rand(size, generator=generator, dtype=problem.dtype, device="cpu")
+        yield 4 * drawn.to(problem.device) - 2

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probsl.engine.batches import rows_of
 from probsl.engine.feed import ROW, WEIGHTS, Feed, places_for
+from probsl.engine.free_directions import level_at
 from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.stochastic import Ending, Settled, settle
@@ -59,7 +60,8 @@ _ENDINGS = {
 class Found:
     """Where a search ended: the point, the status, and what the status is about.
 
-    `flattening` says of coordinates that run off whether the objective levels off.
+    `flattening` says of coordinates that run off whether the objective levels off,
+    `redundant` of free directions whether they are level at other points, too.
     """
 
     x: Tensor
@@ -70,6 +72,7 @@ class Found:
     flattening: bool = False
     compiled_from: int | None = None
     trouble: str = ""
+    redundant: Callable[[Tensor], bool] | None = None
 
     @property
     def value(self) -> float:
@@ -122,7 +125,19 @@ def search_exactly(
         status = Status.BOUNDARY
     losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu") * size
     names = _names(layout, minimum.coordinates)
-    return Found(minimum.x, status, names, losses, minimum.steps, minimum.flattening)
+
+    def redundant(x: Tensor) -> bool:
+        return level_at(objective, x, minimum)
+
+    return Found(
+        minimum.x,
+        status,
+        names,
+        losses,
+        minimum.steps,
+        minimum.flattening,
+        redundant=redundant if status is Status.UNIDENTIFIED else None,
+    )
 
 
 class Noisy(Protocol):

@@ -1,0 +1,82 @@
+"""A second look from other starts, before a search is said to have failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from probsl.fit import Status
+from probsl.methods.basins import LEVEL, Several
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from probsl.methods.search import Found
+
+__all__ = ["OTHERS", "look_elsewhere"]
+
+# Other starts at most; fewer where so many of them confirm the first.
+OTHERS, CONFIRMED = 4, 2
+_DOUBTFUL = (Status.UNBOUNDED, Status.BOUNDARY, Status.UNIDENTIFIED, Status.STALLED)
+
+
+def look_elsewhere(
+    found: Found,
+    starts: Iterable[Tensor],
+    search: Callable[[Tensor], Found],
+    size: int,
+) -> Several:
+    """Search from other starts where the first search came to no optimum.
+
+    One component of a mixture may have run off, a hinge left the data behind; that is
+    the end of this search, and says nothing of the program. Where all ways come to the
+    same, it does; where the objective falls without bound, one way is enough.
+
+    Parameters
+    ----------
+    found
+        Where the first search ended.
+    starts
+        Where to begin further ones.
+    search
+        From a start to its end.
+    size
+        The number of rows.
+    """
+    falls = found.status is Status.UNBOUNDED and not found.flattening
+    starts = [] if falls or found.status not in _DOUBTFUL else list(starts)
+    if found.redundant is not None and all(map(found.redundant, starts)):
+        starts = []
+    best, confirmed, tried = found, 0, 1
+    for start in starts:
+        other = search(start)
+        tried += 1
+        if other.status is Status.INTERRUPTED:
+            best = replace(best, status=Status.INTERRUPTED, sites=())
+            break
+        if _lower(other, best, size):
+            best, confirmed = other, 0
+        elif other.status is best.status and not _lower(best, other, size):
+            confirmed += 1
+        if best.status is Status.CONVERGED or confirmed >= CONFIRMED:
+            break
+    if best.x is found.x:
+        return Several(best, best.steps)
+    more = "another start was" if tried == 2 else f"{tried - 1} other starts were"
+    note = (
+        f"from the first start the search ended {found.status.name} at "
+        f"{found.value:.6g}, so {more} tried"
+    )
+    return Several(best, best.steps, note=note)
+
+
+def _lower(one: Found, other: Found, size: int) -> bool:
+    """Whether one end is visibly lower than another."""
+    if not math.isfinite(one.value):
+        return False
+    level = LEVEL * max(1.0, abs(other.value / size))
+    stalled = other.status is Status.STALLED and one.status is Status.CONVERGED
+    return one.value / size < other.value / size + (level if stalled else -level)
