@@ -243,15 +243,15 @@ def test_a_captured_graph_sees_the_edge(program):
     layout = problem.coordinates()
 
     def objective(x):
-        with problem.isolated():
-            values = layout.constrain(x)
-            return (problem.log_density(values, values),)
+        values = layout.constrain(x)
+        return (problem.log_density(values, values),)
 
     # Inside, where the graph is recorded; then outside, where all is lost.
     inside = [torch.tensor([0.1, m]).double() for m in (1.0, 2.0)]
-    graph = capture(objective, [[x] for x in inside])
-    for x in (*inside, torch.tensor([0.1, 3.0]).double()):
-        torch.testing.assert_close(graph(x)[0], objective(x)[0])
+    with problem.isolated():
+        graph = capture(objective, [[x] for x in inside])
+        for x in (*inside, torch.tensor([0.1, 3.0]).double()):
+            torch.testing.assert_close(graph(x)[0], objective(x)[0])
     assert graph(x)[0] == -math.inf
 
 
