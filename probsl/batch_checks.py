@@ -46,6 +46,8 @@ def check_batches(problem: Problem, batch_size: int) -> None:
     """
     batch_size = whole_number("batch_size", batch_size)
     problem.refuse_no_rows("batch_size=")
+    if problem.unclear_rows and batch_size < problem.size:
+        raise ValueError(problem.unclear_rows)
     plate = problem.data_plate
     if not problem.batch_arrays and plate and plate.size != plate.full_size:
         raise ValueError(

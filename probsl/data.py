@@ -193,6 +193,10 @@ def _available(device: Any) -> torch.device:
     return place
 
 
+class UnclearRowsError(ValueError):
+    """Lengths do not say which arguments have one entry per row."""
+
+
 def find_rows(
     arguments: Arguments,
     size: int,
@@ -214,8 +218,10 @@ def find_rows(
 
     Raises
     ------
+    UnclearRowsError
+        If the lengths do not settle it.
     ValueError
-        If the shapes do not settle it, or contradict the user's answer.
+        If they contradict the user's answer.
     """
     lengths = arguments.lengths()
     matching = tuple(n for n, length in lengths.items() if length == size)
@@ -236,13 +242,13 @@ def find_rows(
     if size > 1:
         for name in matching:
             if size in arguments.values[name].shape[1:]:
-                raise ValueError(
+                raise UnclearRowsError(
                     f"argument '{name}' has {size} entries along several axes, so it "
                     f"is not clear which are rows; {remedy}"
                 )
         for name, other in other_plates.items():
             if other == size and matching:
-                raise ValueError(
+                raise UnclearRowsError(
                     f"plate '{name}' is of size {size}, as many as there are rows, so "
                     f"it is not clear which arguments are rows; {remedy}"
                 )

@@ -122,9 +122,17 @@ def _length(problem: Problem, arguments: Mapping[str, Any]) -> int:
 
 
 def _by_row(problem: Problem, site: Site) -> bool:
-    return problem.is_local(site) or (
-        problem.has_rows and site.shape[:1] == (problem.count,)
-    )
+    if site.plates or not problem.has_rows:
+        return problem.is_local(site)
+    # One outside of all plates is told by its length, if no other plate has that.
+    others = {
+        p.size for s in problem.sites for p in s.plates if p.name != _name(problem)
+    }
+    return site.shape[:1] == (problem.count,) and problem.count not in others
+
+
+def _name(problem: Problem) -> str:
+    return problem.data_plate.name if problem.data_plate else ""
 
 
 def replicates(

@@ -15,6 +15,7 @@ from probsl.conversion import Converted
 from probsl.coordinates import Coordinates, Entry
 from probsl.data import (
     Arguments,
+    UnclearRowsError,
     by_name,
     device_of,
     find_rows,
@@ -40,6 +41,7 @@ from probsl.loaders import StreamedRows
 from probsl.observed_supports import is_bounded
 from probsl.parameters import Functional, OwnParameter
 from probsl.places import Place
+from probsl.row_arguments import told_apart
 from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import (
     Batch,
@@ -95,6 +97,9 @@ class Problem:
         data plate more entries than there are rows.
     place
         Around which values of the latents the program can be run.
+    unclear_rows
+        Why it is not clear which arguments are rows; empty if it is. Then `rows` are
+        all that may be, and there can be no batches.
     """
 
     program: Functional
@@ -110,6 +115,7 @@ class Problem:
     subsampling: Subsampling | None = None
     row_scale: float = 1.0
     place: Place = field(default_factory=Place)
+    unclear_rows: str = ""
 
     @classmethod
     def build(
@@ -199,21 +205,15 @@ class Problem:
             )
         refuse_nothing_to_fit(sites, functional)
         size = plate.size if plate else observed_elements(messages)
-        others = {p.name: p.size for s in sites for p in s.plates if p.dim is not None}
-        if plate:
-            others.pop(plate.name, None)
         if source is not None:
             refuse_other_plate(plate, source, arguments)
-        found = () if source is None else source.names
-        if plate and not isinstance(source, StreamedRows):
-            found = find_rows(arguments, size, rows, others)
         problem = cls(
             program=functional,
             arguments=arguments,
             dtype=dtype,
             sites=sites,
             data_plate=plate,
-            rows=found,
+            rows=() if source is None else source.names,
             size=size if source is None else source.size,
             source=source,
             device=device,
@@ -222,7 +222,32 @@ class Problem:
             place=place,
         )
         problem._check_enumeration()
-        return problem.reweighted(weights)
+        return problem._with_rows(rows).reweighted(weights)
+
+    def _with_rows(self, rows: Sequence[str] | None) -> Problem:
+        """Return the same problem with the names of the arguments that are rows."""
+        plate = self.data_plate
+        if plate is None or isinstance(self.source, StreamedRows):
+            return self
+        others = {p.name: p.size for s in self.sites for p in s.plates if p.dim}
+        others.pop(plate.name, None)
+        try:
+            found = find_rows(self.arguments, plate.size, rows, others)
+        except UnclearRowsError as unclear:
+            own = {p.name: p.start for p in self.own}
+            with self.isolated(), torch.no_grad():
+                apart = told_apart(
+                    lambda given: self.run(own, given),
+                    self.arguments,
+                    plate,
+                    self.sites,
+                )
+            if apart is not None:
+                return replace(self, rows=apart)
+            lengths = self.arguments.lengths().items()
+            found = tuple(name for name, length in lengths if length == plate.size)
+            return replace(self, rows=found, unclear_rows=str(unclear))
+        return replace(self, rows=found)
 
     def with_data(self, data: Any) -> Problem:
         """Return the same program bound to other data, the rows unweighted.
@@ -234,7 +259,7 @@ class Problem:
         return Problem.build(
             self.program.function,
             given,
-            rows=[n for n in self.rows if n in given] or None,
+            rows=[n for n in self.rows if n in given and not self.unclear_rows] or None,
             dtype=self.dtype,
             device=self.device,
             labels=self.arguments.labels,
@@ -689,7 +714,8 @@ class Problem:
         if changed:
             raise ValueError(
                 f"site '{min(changed)}' comes and goes between runs; a program must "
-                "reach the same sites whatever the values of its latents"
+                "reach the same sites whatever the values of its latents and whichever "
+                "rows it has, as in loops over the longest length of all rows"
             )
         return terms
 

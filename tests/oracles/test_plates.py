@@ -289,6 +289,64 @@ def test_nothing_of_pyro_is_changed_by_a_subsample():
         assert len(index) == 10
 
 
+# --- Plates of one length
+
+
+def as_many_groups(sd, group, y=None):
+    with pyro.plate("groups", len(sd)):
+        theta = pyro.sample("theta", dist.Normal(0.0, sd))
+    with pyro.plate("data", len(group)):
+        pyro.sample("y", dist.Normal(theta[group], 1.0), obs=y)
+
+
+def test_a_plate_of_latents_may_be_as_long_as_that_of_the_data():
+    sd, group = torch.full((SIZE,), 2.0), torch.arange(SIZE)
+    data = {"sd": sd, "group": group, "y": Y}
+    fit = probsl.fit(as_many_groups, data, probsl.MAP())
+    assert fit.problem.rows == ("group", "y")
+    assert_allclose(fit.point()["theta"], Y * 4 / 5, atol=1e-6)
+    few = {"group": torch.tensor([3, 4]), "y": Y[3:5]}
+    expected = dist.Normal(fit.point()["theta"][3:5], 1.0).log_prob(Y[3:5])
+    assert_allclose(probsl.log_score(fit, few), expected)
+    assert fit.predict({"group": few["group"]}, draws=3)["y"].shape == (3, 2)
+    method = probsl.MAP(max_steps=10)
+    batches = probsl.fit(as_many_groups, data, method, batch_size=10)
+    assert batches.losses.isfinite().all()
+    svi = probsl.fit(as_many_groups, data, probsl.SVI(AutoNormal))
+    assert_allclose(svi.point()["theta"], Y * 4 / 5, atol=1e-3)
+
+
+def test_what_is_computed_of_as_many_groups_is_a_value_of_the_point():
+    def program(group, y=None):
+        with pyro.plate("groups", SIZE):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            inside = pyro.deterministic("inside", 3 * z)
+        outside = pyro.deterministic("outside", 2 * z)
+        with pyro.plate("data", len(group)):
+            pyro.deterministic("row", inside[group])
+            pyro.sample("y", dist.Normal(outside[group], 1.0), obs=y)
+
+    fit = probsl.fit(program, {"group": torch.arange(SIZE), "y": Y}, probsl.MAP())
+    assert list(fit.point()) == ["z", "inside", "outside"]
+
+
+def test_arguments_that_may_be_rows_are_asked_for_where_batches_need_them():
+    def program(spread, y=None):
+        with pyro.plate("groups", SIZE):
+            theta = pyro.sample("theta", dist.Normal(0.0, spread.mean()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(theta.sum(), 1.0), obs=y)
+
+    data = {"spread": torch.ones(SIZE), "y": Y}
+    fit = probsl.fit(program, data, probsl.MAP(), weights=[2.0] * SIZE)
+    assert_allclose(fit.point()["theta"], 2 * Y.sum() / (1 + 2 * SIZE**2), atol=1e-6)
+    with pytest.raises(ValueError, match=r"plate 'groups'.*rows=\('spread', 'y'\)"):
+        probsl.fit(program, data, probsl.MAP(), batch_size=10)
+    method = probsl.MAP(max_steps=2)
+    batches = probsl.fit(program, data, method, batch_size=10, rows=("y",))
+    assert batches.losses.isfinite().all()
+
+
 # --- Observations outside of plates, and in several
 
 

@@ -440,14 +440,25 @@ def event_and_plate():
 # --- Which arguments are rows
 
 
-@case(ValueError, "plate 'groups'", "20", "rows=('group', 'y')")
+@case(ValueError, "plate 'groups'", "20", "rows=('spread', 'y')")
 def as_many_groups_as_rows():
-    fit(means, data={"group": torch.arange(N), "y": Y})
+    def program(spread, y=None):
+        with pyro.plate("groups", N):
+            mu = pyro.sample("mu", dist.Normal(0.0, spread.mean()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu.sum(), 1.0), obs=y)
+
+    fit(program, data={"spread": torch.ones(N), "y": Y}, batch_size=5)
 
 
 @case(ValueError, "'k'", "several axes", "rows=('k', 'y')")
 def square_matrix():
-    fit(kernel, data={"k": torch.eye(N), "y": Y})
+    def program(k, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu * k.sum(), 1.0), obs=y)
+
+    fit(program, data={"k": torch.eye(N), "y": Y}, batch_size=5)
 
 
 @case(ValueError, "rows", "'z'", "those are x, y")
@@ -565,11 +576,18 @@ def test_after_the_error_nothing_is_left(refusal):
 # --- What is no error
 
 
-def test_rows_settle_which_arguments_are_rows():
+@pytest.mark.parametrize("rows", [None, ("group", "y")])
+def test_plates_of_one_length_are_told_apart_by_their_names(rows):
     data = {"group": torch.arange(N), "y": Y}
-    assert fit(means, data=data, rows=("group", "y")).problem.rows == ("group", "y")
+    found = fit(means, data=data, rows=rows)
+    assert found.problem.rows == ("group", "y")
+    assert torch.allclose(found.point()["mu"], Y / 2)
+
+
+@pytest.mark.parametrize("rows", [None, ["k", "y"]])
+def test_the_rows_of_a_square_matrix_are_found(rows):
     data = {"k": torch.eye(N), "y": Y}
-    assert fit(kernel, data=data, rows=["k", "y"]).problem.rows == ("k", "y")
+    assert fit(kernel, data=data, rows=rows).problem.rows == ("k", "y")
 
 
 def test_arrays_with_one_entry_per_group_are_of_another_length():
