@@ -177,15 +177,16 @@ class _Collector:
         return self._named(drawn), _left_out(missing, reason)
 
     def log_likelihood(self) -> Group:
-        """Log densities of the observed sites, with the axes of plates only."""
+        """Log densities of the observed sites, with the batch axes of their values."""
         problem = self._problem
         factors = [
             name
             for name in problem.named(Role.FACTOR)
             if problem.has_rows and problem.is_local(problem.site(name))
         ]
+        own = {s.name: s.batch_axes for s in problem.sites}
         return {
-            name: _without_unit_axes(named)
+            name: _without_unit_axes(named, own.get(name, 0))
             for name, named in self._densities(
                 {*problem.named(Role.OBSERVED), *factors}
             ).items()
@@ -282,9 +283,11 @@ def _axes(site: Site) -> Axes:
     return tuple(names)
 
 
-def _without_unit_axes(named: Named) -> Named:
+def _without_unit_axes(named: Named, kept_axes: int) -> Named:
+    """Drop axes of length 1 that no plate names, but for the last `kept_axes`."""
     axes, array = named
-    units = [i for i, a in enumerate(axes) if a is None and array.shape[i + 1] == 1]
+    spare = axes[: max(len(axes) - kept_axes, 0)]
+    units = [i for i, a in enumerate(spare) if a is None and array.shape[i + 1] == 1]
     kept = tuple(a for i, a in enumerate(axes) if i not in units)
     return kept, array.squeeze(tuple(i + 1 for i in units))
 

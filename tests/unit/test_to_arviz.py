@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -476,3 +477,22 @@ def test_a_file_holds_a_fit(name, tmp_path):
 def _arguments(name):
     case = problem(name)
     return {"program": case.program, "data": case.data}
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (4, 1)], ids=str)
+def test_an_axis_of_length_one_is_that_of_the_observed_values(shape):
+    """ArviZ matches log likelihoods and observed values axis by axis (loo_pit)."""
+
+    def program(y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 4, dim=-2) if shape[0] == 4 else nullcontext():
+            pyro.sample("y", dist.Normal(mu, 1.0).expand(shape), obs=y)
+
+    fit = probsl.fit(program, {"y": torch.ones(shape)}, probsl.SVI())
+    data = converted(fit, draws=5, dims={"y": ["a", "b"][: shape.count(1)]})
+    density, values = data.log_likelihood["y"], data.observed_data["y"]
+    assert density.dims[2:] == values.dims
+    assert density.shape == (1, 5, *shape)
+    expected = log_normal(1.0, data.posterior["mu"].values.reshape(1, 5, 1), 1.0)
+    found = density.values.reshape(1, 5, -1)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), 1e-5)
