@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -12,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import pyro
 import torch
+from pyro import settings
 from torch import overrides
 from torch._C import _functorch
 from torch._C._dynamo import guards
@@ -43,6 +44,12 @@ _SETTINGS = (
     "validate_infer",
     "validate_poutine",
 )
+# Where Pyro keeps them: asking Pyro each time the program runs would take long.
+_FLAG_OF = {
+    name: (importlib.import_module(module), attribute)
+    for name in _SETTINGS
+    for module, attribute, _ in (settings._REGISTRY[name],)
+}
 # Torch's own notes that a mode of its dispatcher is active.
 _MODE_FLAGS = (
     "_is_in_torch_dispatch_mode",
@@ -56,8 +63,12 @@ _ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (warnings, "showwarning"),
     (_device, "CURRENT_DEVICE"),
     *((_python_dispatch, name) for name in _MODE_FLAGS),
+    (torch, "get_default_dtype"),
+    (torch._C, "_set_default_dtype"),
 )
 _AUTOCAST = ("cpu", "cuda")
+_get_default_dtype = torch.get_default_dtype
+_set_default_dtype = torch._C._set_default_dtype
 
 
 @contextmanager
@@ -108,17 +119,10 @@ def isolated(
         try:
             try:
                 before.leave(keep_device=device is None)
-                torch.set_default_dtype(dtype)
-                pyro.settings.set(
-                    module_local_params=True,
-                    validate_distributions_pyro=validate,
-                    # Pyro's own checks refuse a bare `pyro.param` in a module, which
-                    # works here.
-                    validate_poutine=False,
-                    validate_infer=False,
-                )
-                validation.replace_default(validate)
+                _set_default_dtype(dtype)
+                before.flags = _Flags(validate)
                 _seed(seed, device)
+                before.seed = seed
                 _set_default_device(device)
                 yield
             except BaseException as error:
@@ -172,6 +176,32 @@ def undisturbed(function: Callable[_Given, _Result]) -> Callable[_Given, _Result
     return call
 
 
+class _Flags:
+    """Sets the flags of a block."""
+
+    def __init__(self, validate: bool) -> None:
+        self._settings = {
+            "module_local_params": True,
+            "validate_distributions_pyro": validate,
+            # Pyro's own checks refuse a bare `pyro.param` in a module.
+            "validate_poutine": False,
+            "validate_infer": False,
+        }
+        settings.set(**self._settings)
+        validation.replace_default(validate)
+        self._validation = validation.default()
+
+    def hold(self) -> bool:
+        """Set them again, and return whether that was needed."""
+        if validation.default() is self._validation and all(
+            getattr(*_FLAG_OF[name]) is value for name, value in self._settings.items()
+        ):
+            return False
+        settings.set(**self._settings)
+        validation.put_back(self._validation)
+        return True
+
+
 class Snapshot:
     """All that `isolated` replaces, as it is now.
 
@@ -185,13 +215,16 @@ class Snapshot:
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
+        self.seed: int | None = None
+        self.flags: _Flags | None = None
+        self.generators: dict[torch.device, torch.Generator] = {}
         self._thread = get_ident()
         self._handled = sys.exception()
         self._open = len(_OPEN)
         self._pyro = pyro_state.in_use()
         self._pyro_held = None if self._pyro is None else _contents(self._pyro)
-        self._dtype = torch.get_default_dtype()
-        self._settings = {name: pyro.settings.get(name) for name in _SETTINGS}
+        self.dtype = _get_default_dtype()
+        self._settings = {name: settings.get(name) for name in _SETTINGS}
         self._attributes = [getattr(owner, name) for owner, name in _ATTRIBUTES]
         self._validation = validation.default()
         self._random = torch.get_rng_state()
@@ -210,6 +243,8 @@ class Snapshot:
         """Take away what surrounds the caller, until `restore`."""
         _OPEN.append(self)
         pyro_state.use(PyroState())
+        torch.get_default_dtype = _default_dtype_of_thread
+        torch._C._set_default_dtype = _set_default_dtype_of_thread
         if torch.is_inference_mode_enabled():
             self._inference = torch._C._InferenceMode(False)
             self._inference.__enter__()
@@ -286,8 +321,8 @@ class Snapshot:
         if self._pyro is not None and self._pyro_held is not None:
             _refill(self._pyro, self._pyro_held)
         pyro_state.use(self._pyro)
-        torch.set_default_dtype(self._dtype)
-        pyro.settings.set(**self._settings)
+        _set_default_dtype(self.dtype)
+        settings.set(**self._settings)
         validation.put_back(self._validation)
         for (owner, name), value in zip(_ATTRIBUTES, self._attributes, strict=True):
             if getattr(owner, name) is not value:
@@ -295,6 +330,70 @@ class Snapshot:
         torch.set_rng_state(self._random)
         for index, state in self._device_random:
             torch.cuda.set_rng_state(state, index)
+
+
+def own_generator(device: torch.device) -> torch.Generator:
+    """Return a generator of the innermost `isolated` block, which no one else moves.
+
+    It starts from the seed of the block.
+    """
+    block = next((each for each in reversed(_OPEN) if each.seed is not None), None)
+    if block is None or block.seed is None:
+        return torch.Generator(device)
+    for index in _cuda_index(device):
+        device = torch.device("cuda", index)
+    if device not in block.generators:
+        made = torch.Generator(device).manual_seed(block.seed)
+        block.generators[device] = made
+    return block.generators[device]
+
+
+def marked() -> Callable[[], None]:
+    """Return a function that rewinds the generators of the block to where they are."""
+    blocks = [(each, dict(each.generators)) for each in _OPEN]
+    states = [
+        (generator, generator.get_state())
+        for _, held in blocks
+        for generator in held.values()
+    ]
+
+    def rewind() -> None:
+        for block, held in blocks:
+            block.generators = dict(held)
+        for generator, state in states:
+            generator.set_state(state)
+
+    return rewind
+
+
+def hold() -> bool:
+    """Take back the flags of the innermost block, if another thread changed them.
+
+    Returns
+    -------
+    bool
+        Whether one has.
+    """
+    flags = next((b.flags for b in reversed(_OPEN) if b.flags is not None), None)
+    return flags is not None and flags.hold()
+
+
+def _default_dtype_of_thread() -> torch.dtype:
+    """Return torch's default dtype; to other threads, what it is without the block."""
+    if _OPEN and _OPEN[0]._thread != get_ident():
+        return _OPEN[0].dtype
+    return _get_default_dtype()
+
+
+def _set_default_dtype_of_thread(d: torch.dtype) -> None:
+    """Set torch's default dtype; for another thread, once the block has ended.
+
+    The default is one for the process, and a fit must not change its type halfway.
+    """
+    if _OPEN and _OPEN[0]._thread != get_ident() and d.is_floating_point:
+        _OPEN[0].dtype = d
+    else:
+        _set_default_dtype(d)
 
 
 def forked(device: torch.device | None) -> AbstractContextManager[None]:

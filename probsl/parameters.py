@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 
 from probsl.conversion import resident
+from probsl.isolation import hold
 from probsl.relocation import Relocation
 from probsl.signature import signature_of
 
@@ -136,6 +137,7 @@ class Functional:
 
     def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `tensors` (path -> value) in its modules."""
+        hold()
         # All other parameters and buffers come along cloned or cast, never in place.
         for path, tensor in self._container.named_buffers():
             tensors[path] = self._brought(path, tensor).clone()

@@ -11,6 +11,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from probsl.data import bind, by_name, refuse_unequal_rows
+from probsl.isolation import hold, marked, own_generator
 from probsl.random_functions import independent_draws
 from probsl.sites import Role
 from probsl.visits import is_computed, is_observation
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 _CHUNK_ELEMENTS = 4_000_000
 # Log densities held at a time.
 _HELD_ELEMENTS = 20_000_000
+
+# How often to vectorize where another thread gets in the way.
+_ATTEMPTS = 3
 
 Draws = dict[str, Tensor]
 
@@ -295,12 +299,19 @@ def map_draws(
             for name, value in function(values).items()
         }
 
-    try:
-        with independent_draws():
-            mapped = torch.func.vmap(one, randomness="different", chunk_size=chunk)
-            result: Draws = mapped(index, draws)
-            return result
-    except Exception:
+    hold()
+    rewind = marked()
+    with independent_draws(own_generator):
+        for _ in range(_ATTEMPTS):
+            try:
+                mapped = torch.func.vmap(one, randomness="different", chunk_size=chunk)
+                result: Draws = mapped(index, draws)
+                return result
+            except Exception:
+                # It may have failed by a flag that another thread has changed.
+                if not hold():
+                    break
+                rewind()
         # Whatever vmap could not do, a plain loop shows as the program's own error.
         rows = [function({n: v[i] for n, v in draws.items()}) for i in range(count)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

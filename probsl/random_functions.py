@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     Function = Callable[..., Any]
 
 __all__ = [
+    "SAMPLERS",
     "Forked",
     "NoiseMismatchError",
     "NoiseMode",
     "Request",
     "Supply",
+    "drawing_from",
     "independent_draws",
 ]
 
@@ -171,7 +173,7 @@ class Supply(NoiseMode):
 
     def other(self, function: Function, args: Any, kwargs: dict[str, Any]) -> Any:
         """Call what draws nothing."""
-        if function in _SAMPLERS or function in _ANSWERS:
+        if function in SAMPLERS or function in _ANSWERS:
             raise NoiseMismatchError(
                 f"The program called {function.__name__}, which draws from torch's own "
                 "generator, and did not when it was recorded."
@@ -292,9 +294,9 @@ _ANSWERS: dict[Function, Function] = {
     Tensor.geometric_: _in_place("uniform", _to_geometric, "p"),
 }
 
-# Recording finds these by what they do to torch's generator; a replay, which has no
-# time for that, knows them by name.
-_SAMPLERS = frozenset(
+# Others are found by what they do to torch's generator, which takes longer to see, and
+# which another thread may have moved.
+SAMPLERS = frozenset(
     {torch._standard_gamma, torch._sample_dirichlet, torch.poisson, torch.binomial}
     | {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
     | {torch.multinomial, Tensor.multinomial, Tensor.random_}
@@ -302,7 +304,9 @@ _SAMPLERS = frozenset(
 )
 
 
-def independent_draws() -> AbstractContextManager[object]:
+def independent_draws(
+    generator: Callable[[torch.device], torch.Generator] | None = None,
+) -> AbstractContextManager[object]:
     """Let distributions be sampled inside `vmap(..., randomness="different")`.
 
     There torch can draw from each of its samplers, but not into memory that has no
@@ -314,10 +318,15 @@ def independent_draws() -> AbstractContextManager[object]:
     distributions that look at their draws to decide what to do next, such as VonMises.
 
     Enter it inside or outside the vectorized function, with validation of
-    distributions and gradients off. The numbers come from torch's global generator,
-    which the caller forks and seeds; where nothing is vectorized they are the same as
-    without this context. Numbers of numpy and of `random` would be equal in all entries
-    of the batch: `randomness.record` names these as an obstacle.
+    distributions and gradients off. Where nothing is vectorized the numbers are the
+    same as without this context. Numbers of numpy and of `random` would be equal in all
+    entries of the batch: `randomness.record` names these as an obstacle.
+
+    Parameters
+    ----------
+    generator
+        Returns the generator to draw from on a device. None draws from torch's global
+        one, which every thread of the process moves; so does dropout in any case.
 
     Returns
     -------
@@ -336,7 +345,7 @@ def independent_draws() -> AbstractContextManager[object]:
     >>> draws.unique().shape
     torch.Size([5])
     """
-    return _Batched()
+    return _Batched(generator)
 
 
 class Forked:
@@ -379,6 +388,12 @@ class _Dirichlet:
 class _Batched(TorchFunctionMode):
     """Calls in place of some functions what vmap can do with each entry by itself."""
 
+    def __init__(
+        self, generator: Callable[[torch.device], torch.Generator] | None = None
+    ) -> None:
+        super().__init__()
+        self._generator = generator
+
     def __enter__(self) -> Self:
         self._original = dirichlet._Dirichlet
         dirichlet._Dirichlet = _Dirichlet(self._original)  # type: ignore[misc,assignment]
@@ -393,9 +408,42 @@ class _Batched(TorchFunctionMode):
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._generator is not None and func in _DRAWING:
+            func, args, kwargs = drawing_from(self._generator, func, args, kwargs)
         substitute = _SUBSTITUTES.get(func)
         result = None if substitute is None else substitute(*args, **kwargs)
         return func(*args, **kwargs) if result is None else result
+
+
+def drawing_from(
+    generator: Callable[[torch.device], torch.Generator],
+    function: Function,
+    args: Any,
+    kwargs: dict[str, Any],
+) -> tuple[Function, Any, dict[str, Any]]:
+    """Return a call for random numbers that draws them from a given generator.
+
+    Parameters
+    ----------
+    generator
+        Returns the generator of a device.
+    function, args, kwargs
+        The call of one of torch's random functions.
+    """
+    given = kwargs.get("generator") is not None
+    if given or any(isinstance(each, torch.Generator) for each in args):
+        return function, args, kwargs
+    likes = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
+    if function in likes:  # whose form with a generator vmap does one by one
+        source = args[0] if args else kwargs["input"]
+        kept = {n: v for n, v in kwargs.items() if v is not None}
+        made = {"dtype": source.dtype, "device": source.device} | kept
+        kwargs = {n: v for n, v in made.items() if n not in ("input", "memory_format")}
+        function, args = likes[function], (source.shape,)
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    place = tensors[0].device if tensors else kwargs.get("device")
+    place = torch.get_default_device() if place is None else torch.device(place)
+    return function, args, {**kwargs, "generator": generator(place)}
 
 
 def _allocate(
@@ -455,6 +503,8 @@ def _clamp(target: Tensor, *args: Any, **options: Any) -> Tensor:
 
 
 _EMPTY, _ZEROS = Tensor.new_empty, Tensor.new_zeros
+# Random functions that take a generator.
+_DRAWING = (_ANSWERS.keys() - {torch.dropout, torch.nn.functional.dropout}) | SAMPLERS
 
 _SUBSTITUTES: dict[Function, Callable[..., Tensor | None]] = {
     torch.empty: partial(_allocate, _EMPTY),

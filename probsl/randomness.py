@@ -13,15 +13,24 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from probsl.random_functions import Forked, NoiseMode, Request, Supply
+from probsl.random_functions import (
+    SAMPLERS,
+    Forked,
+    NoiseMismatchError,
+    NoiseMode,
+    Request,
+    Supply,
+    drawing_from,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,15 +207,56 @@ def record(function: Callable[..., object], *args: object) -> NoiseRecord:
     tensor(5.)
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    before = random.getstate(), _numpy_state()
     with Forked(devices), torch.enable_grad():
+        before = random.getstate(), _numpy_state()
         with _Recorder() as recorder:
             function(*args)
-        if recorder.obstacle is None and recorder.moved():
-            recorder.obstacle = "a random function that torch's Python does not show"
-    if recorder.obstacle is None and before != (random.getstate(), _numpy_state()):
-        recorder.obstacle = "the generator of numpy or of the random module"
-    return NoiseRecord(tuple(recorder.seen), recorder.obstacle, recorder.detached)
+        suspect = recorder.suspect
+        if suspect is None and recorder.moved():
+            suspect = "a random function that torch's Python does not show"
+        if suspect is None and before != (random.getstate(), _numpy_state()):
+            suspect = "the generator of numpy or of the random module"
+        found = NoiseRecord(tuple(recorder.seen), recorder.obstacle, recorder.detached)
+        if found.replayable and suspect and not _repeats(found, function, args):
+            found = replace(found, obstacle=suspect)
+    return found
+
+
+def _repeats(
+    found: NoiseRecord, function: Callable[..., object], args: tuple[object, ...]
+) -> bool:
+    """Return whether a program says the same whatever the state of all generators.
+
+    A generator that has moved may have been moved by another thread.
+    """
+    noise = found.draw(1, torch.Generator("cpu").manual_seed(0))[0]
+    results = []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        for seed in (1, 2):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed)
+            for generator in torch.cuda.default_generators:
+                generator.manual_seed(seed)
+            with found.supply(noise):
+                results.append(tree_leaves(function(*args)))
+    except NoiseMismatchError:  # a function that noise cannot answer
+        return False
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+    one, other = results
+    tells = any(isinstance(leaf, Tensor) for leaf in one)
+    return tells and len(one) == len(other) and all(map(_same, one, other))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(
+            torch.nan_to_num(one.detach()), torch.nan_to_num(other.detach())
+        )
+    return isinstance(one, int | float | str) and one == other
 
 
 class _Recorder(NoiseMode):
@@ -216,6 +266,7 @@ class _Recorder(NoiseMode):
         super().__init__()
         self.seen: list[Request] = []
         self.obstacle: str | None = None
+        self.suspect: str | None = None
         self.detached = False
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._state = _torch_state()
@@ -231,10 +282,20 @@ class _Recorder(NoiseMode):
         self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         """Call it, and see whether it drew from torch's own generator."""
+        name = getattr(function, "__name__", str(function))
+        if function in SAMPLERS:
+            drawing = drawing_from(self._of, function, args, kwargs)
+            if drawing[2] is not kwargs:  # it brought no generator of its own
+                self.obstacle = self.obstacle or name
+            function, args, kwargs = drawing
         result = function(*args, **kwargs)
-        if self.obstacle is None and self.moved():
-            self.obstacle = getattr(function, "__name__", str(function))
+        if self.obstacle is None and self.suspect is None and self.moved():
+            self.suspect = name
         return result
+
+    def _of(self, device: torch.device) -> torch.Generator:
+        """Return a generator of a device that no other thread moves."""
+        return torch.Generator(device).manual_seed(0)
 
     def moved(self) -> bool:
         """Whether torch's global random state is no longer what it was."""

@@ -298,3 +298,65 @@ def test_a_child_that_is_forked_while_another_thread_fits_can_fit():
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert state.shape == torch.get_rng_state().shape
+
+
+class Meddling:
+    """Another thread, which draws random numbers and sets defaults all the time."""
+
+    def __init__(self):
+        self._done, self.draws = threading.Event(), 0
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._meddle)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._done.set()
+        self._thread.join()
+        torch.set_default_dtype(torch.float32)
+
+    def _meddle(self):
+        while not self._done.is_set():
+            torch.rand(3)
+            torch.set_default_dtype(torch.float64)
+            assert torch.get_default_dtype() is torch.float64
+            torch.set_default_dtype(torch.float16)
+            assert torch.get_default_dtype() is torch.float16
+            pyro.enable_validation(True)
+            self.draws += 1
+            self._done.wait(0.0005)
+
+
+def gammas(y=None):
+    """Draws by samplers that are no transformations of normal numbers."""
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("rows", 4):
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def gamma_guide(y=None):
+    shape = pyro.param("shape", torch.tensor(2.0), constraint=dist.constraints.positive)
+    pyro.sample("rate", dist.Gamma(shape, 1.0))
+
+
+COUNTS = {"y": torch.tensor([1.0, 0.0, 3.0, 2.0])}
+DRAWING = {
+    **{name: CALLS[name] for name in (*QUICK, "draw", "fit by SVI")},
+    "predictions of counts": lambda fits: fits["counts"].predict(COUNTS, draws=20),
+    "draws of a gamma": lambda fits: fits["counts"].draw(20),
+}
+
+
+def test_random_numbers_and_defaults_of_another_thread_do_not_reach_in(fits):
+    method = probsl.SVI(gamma_guide, optimizer=torch.optim.Adam, max_steps=5)
+    held = {**fits, "counts": probsl.fit(gammas, COUNTS, method)}
+    expected = {name: values(call(held)) for name, call in DRAWING.items()}
+    with Meddling() as other:
+        found = {name: values(call(held)) for name, call in DRAWING.items()}
+        found |= {f"{n}, again": values(c(held)) for n, c in DRAWING.items()}
+    assert other.draws > 10
+    assert torch.get_default_dtype() is torch.float32
+    for name, answer in found.items():
+        for key, value in expected[name.removesuffix(", again")].items():
+            np.testing.assert_array_equal(answer[key], value, err_msg=name)
