@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from pyro import settings
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import overrides
 from torch._C import _functorch
 from torch._C._dynamo import guards
@@ -62,6 +63,7 @@ _ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (warnings, "filters"),
     (warnings, "showwarning"),
     (_device, "CURRENT_DEVICE"),
+    (SubsampleMessenger, "_subsample"),
     *((_python_dispatch, name) for name in _MODE_FLAGS),
     (torch, "get_default_dtype"),
     (torch._C, "_set_default_dtype"),
@@ -225,7 +227,7 @@ class Snapshot:
         self._pyro_held = None if self._pyro is None else _contents(self._pyro)
         self.dtype = _get_default_dtype()
         self._settings = {name: settings.get(name) for name in _SETTINGS}
-        self._attributes = [getattr(owner, name) for owner, name in _ATTRIBUTES]
+        self._attributes = [vars(owner)[name] for owner, name in _ATTRIBUTES]
         self._validation = validation.default()
         self._random = torch.get_rng_state()
         self._device_random = [
@@ -325,7 +327,7 @@ class Snapshot:
         settings.set(**self._settings)
         validation.put_back(self._validation)
         for (owner, name), value in zip(_ATTRIBUTES, self._attributes, strict=True):
-            if getattr(owner, name) is not value:
+            if vars(owner)[name] is not value:
                 setattr(owner, name, value)
         torch.set_rng_state(self._random)
         for index, state in self._device_random:
