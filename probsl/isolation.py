@@ -16,14 +16,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from pyro import settings
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from torch import overrides
-from torch._C import _functorch
-from torch._C._dynamo import guards
 from torch.distributions import dirichlet
-from torch.utils import _device, _python_dispatch
-from torch.utils._device import DeviceContext
 
-from probsl import pyro_state, validation
+from probsl import pyro_state, torch_state, validation
 from probsl.pyro_state import PyroState
 from probsl.random_functions import Forked
 
@@ -51,26 +46,22 @@ _FLAG_OF = {
     for name in _SETTINGS
     for module, attribute, _ in (settings._REGISTRY[name],)
 }
-# Torch's own notes that a mode of its dispatcher is active.
-_MODE_FLAGS = (
-    "_is_in_torch_dispatch_mode",
-    "_is_in_non_infra_torch_dispatch_mode",
-    "_is_in_any_mode_without_ignore_compile_internals",
-)
 # What else is replaced for a while, here or in torch, by its module and name.
-_ATTRIBUTES: tuple[tuple[Any, str], ...] = (
-    (dirichlet, "_Dirichlet"),
-    (warnings, "filters"),
-    (warnings, "showwarning"),
-    (_device, "CURRENT_DEVICE"),
-    (SubsampleMessenger, "_subsample"),
-    *((_python_dispatch, name) for name in _MODE_FLAGS),
-    (torch, "get_default_dtype"),
-    (torch._C, "_set_default_dtype"),
+_ATTRIBUTES: tuple[tuple[Any, str], ...] = tuple(
+    pair
+    for pair in (
+        (dirichlet, "_Dirichlet"),
+        (warnings, "filters"),
+        (warnings, "showwarning"),
+        (SubsampleMessenger, "_subsample"),
+        (torch, "get_default_dtype"),
+        *torch_state.NOTES,
+    )
+    if pair[1] in vars(pair[0])
 )
 _AUTOCAST = ("cpu", "cuda")
 _get_default_dtype = torch.get_default_dtype
-_set_default_dtype = torch._C._set_default_dtype
+_set_default_dtype = getattr(torch._C, "_set_default_dtype", torch.set_default_dtype)
 
 
 @contextmanager
@@ -235,10 +226,10 @@ class Snapshot:
         ]
         self._gradients = torch.is_grad_enabled()
         self._autocast = [torch.is_autocast_enabled(kind) for kind in _AUTOCAST]
-        self._function_modes = overrides._get_current_function_mode_stack()
-        self._dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack()
-        self._depth = _functorch.get_dynamic_layer_stack_depth()
-        self._default_device = _global_device()
+        self._function_modes = torch_state.function_modes()
+        self._dispatch_modes = torch_state.dispatch_modes()
+        self._depth = torch_state.vectorized_depth()
+        self._default_device = torch_state.default_device()
         self._inference: Any = None
 
     def leave(self, *, keep_device: bool = False) -> None:
@@ -246,22 +237,22 @@ class Snapshot:
         _OPEN.append(self)
         pyro_state.use(PyroState())
         torch.get_default_dtype = _default_dtype_of_thread
-        torch._C._set_default_dtype = _set_default_dtype_of_thread
+        if hasattr(torch._C, "_set_default_dtype"):
+            torch._C._set_default_dtype = _set_default_dtype_of_thread
         if torch.is_inference_mode_enabled():
-            self._inference = torch._C._InferenceMode(False)
+            self._inference = torch.inference_mode(False)
             self._inference.__enter__()
-        torch._C._set_grad_enabled(True)
+        torch.set_grad_enabled(True)
         for kind in _AUTOCAST:
             torch.set_autocast_enabled(kind, False)
-        modes = [m for m in self._function_modes if isinstance(m, DeviceContext)]
-        _set_function_modes(modes if keep_device else [])
+        modes = [m for m in self._function_modes if torch_state.sets_device(m)]
+        torch_state.set_function_modes(modes if keep_device else [])
         if self._dispatch_modes:
-            _set_dispatch_modes([])
-            for flag in _MODE_FLAGS:
-                setattr(_python_dispatch, flag, False)
-            _tell_compiler_of_modes()
+            for module, flag in torch_state.MODE_FLAGS:
+                setattr(module, flag, False)
+            torch_state.set_dispatch_modes([])
         if not keep_device:
-            _set_global_device(None)
+            torch_state.set_default_device(None)
 
     def restore(self) -> None:
         """End the block that `leave` began; once it has ended, do nothing."""
@@ -308,15 +299,13 @@ class Snapshot:
     def _put_back(self) -> None:
         """Make everything as it was when the snapshot was taken."""
         self._put_back_process()
-        torch._C._set_grad_enabled(self._gradients)
+        torch.set_grad_enabled(self._gradients)
         for kind, enabled in zip(_AUTOCAST, self._autocast, strict=True):
             torch.set_autocast_enabled(kind, enabled)
-        if _functorch.get_dynamic_layer_stack_depth() > self._depth:
-            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(self._depth)
-        _set_dispatch_modes(self._dispatch_modes)
-        _tell_compiler_of_modes()
-        _set_function_modes(self._function_modes)
-        _set_global_device(self._default_device)
+        torch_state.leave_vectorized(self._depth)
+        torch_state.set_dispatch_modes(self._dispatch_modes)
+        torch_state.set_function_modes(self._function_modes)
+        torch_state.set_default_device(self._default_device)
 
     def _put_back_process(self) -> None:
         """Put back what all threads share."""
@@ -442,41 +431,6 @@ def _refill(state: PyroState, contents: tuple[Any, ...]) -> None:
     state.parameters = {name: dict(held) for name, held in parameters.items()}
 
 
-def _set_function_modes(modes: list[Any]) -> None:
-    now = overrides._get_current_function_mode_stack()
-    if now == modes:
-        return
-    for _ in now:
-        overrides._pop_mode()
-    for mode in modes:
-        overrides._push_mode(mode)
-
-
-def _set_dispatch_modes(modes: list[Any]) -> None:
-    now = _python_dispatch._get_current_dispatch_mode_stack()
-    if now == modes:
-        return
-    for _ in now:
-        _python_dispatch._pop_mode()
-    for mode in modes:
-        _python_dispatch._push_mode(mode)
-
-
-def _tell_compiler_of_modes() -> None:
-    flag = _python_dispatch._is_in_any_mode_without_ignore_compile_internals
-    guards.set_is_in_mode_without_ignore_compile_internals(flag)
-
-
-def _global_device() -> Any:
-    """Return what `torch.set_default_device` left in this thread."""
-    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-
-
-def _set_global_device(context: Any) -> None:
-    if _global_device() is not context:
-        torch._GLOBAL_DEVICE_CONTEXT.device_context = context
-
-
 def _seed(seed: int, device: torch.device | None) -> None:
     # Not torch.manual_seed, which would also reseed every other accelerator.
     torch.default_generator.manual_seed(seed)
@@ -497,4 +451,4 @@ def _set_default_device(device: torch.device | None) -> None:
     # Torch's own mode costs time at every call, so it is entered where it matters only;
     # it is not left, for the snapshot puts back what was before.
     if device is not None and device != torch.get_default_device():
-        DeviceContext(device).__enter__()
+        device.__enter__()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from probsl.random_functions import (
     SAMPLERS,
@@ -33,7 +33,7 @@ from probsl.random_functions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["NoiseRecord", "record", "standardized"]
 
@@ -240,7 +240,7 @@ def _repeats(
             for generator in torch.cuda.default_generators:
                 generator.manual_seed(seed)
             with found.supply(noise):
-                results.append(tree_leaves(function(*args)))
+                results.append(list(_leaves(function(*args))))
     except NoiseMismatchError:  # a function that noise cannot answer
         return False
     finally:
@@ -249,6 +249,16 @@ def _repeats(
     one, other = results
     tells = any(isinstance(leaf, Tensor) for leaf in one)
     return tells and len(one) == len(other) and all(map(_same, one, other))
+
+
+def _leaves(result: object) -> Iterator[object]:
+    """Yield what is held in mappings, lists and tuples."""
+    if isinstance(result, Mapping | list | tuple):
+        parts = result.values() if isinstance(result, Mapping) else result
+        for part in parts:
+            yield from _leaves(part)
+    else:
+        yield result
 
 
 def _same(one: object, other: object) -> bool:
