@@ -136,6 +136,8 @@ def dry_run(
             raise
 
     messages, found = run(place)
+    if functional.found_more():
+        messages, found = run(place)
     indexed = plates_to_index(messages, subsampling.seen, arguments, rows)
     if indexed:
         subsampling = replace(subsampling, whole=frozenset(indexed))

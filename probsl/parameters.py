@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FunctionType, MethodType
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.constraint_registry import biject_to, transform_to
+from torch.distributions.constraint_registry import transform_to
+from torch.distributions.transforms import identity_transform
 
 from probsl.conversion import resident
 from probsl.isolation import hold
+from probsl.parameter_statements import (
+    Answered,
+    Initialized,
+    Noted,
+    Statement,
+    Swapped,
+    of_module,
+    plain_name,
+    unwarned,
+)
+from probsl.reachable import SELF, reachable
 from probsl.relocation import Relocation
 from probsl.signature import signature_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-# `pyro.module` names its parameters "net$$$0.weight"; the module's own
-# parameters are found by reachability, so these statements are not asked.
-_MODULE_DIVIDER = "$$$"
-_SELF = "callable_"
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class OwnParameter:
     statement
         Whether it is a `pyro.param` statement (else a module's parameter).
     path
-        Where torch finds it: the module's path behind the name.
+        Where torch finds it: the module's path behind the name, or the statement's.
+    keys
+        Names of its statements, and identities of its tensors: another callable's
+        parameter with one of them is the same one.
     """
 
     name: str
@@ -54,6 +59,7 @@ class OwnParameter:
     transform: Any
     statement: bool
     path: str
+    keys: frozenset[Any] = frozenset()
 
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Return the constrained value."""
@@ -94,11 +100,14 @@ class Functional:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.modules = dict(_reachable_modules(function))
         self.own: tuple[OwnParameter, ...] = ()
         self._copies: dict[str, tuple[Tensor, Any, Tensor]] = {}
-        self._container = _Container(function, self.modules)
+        self._container = _Container(function)
         self._relocation = Relocation()
+        # Statements of `pyro.param` that are not among the own parameters any more.
+        self._left_out: dict[str, Tensor] = {}
+        self._states_modules = False
+        self._skips_initialization = False
 
     def floating_types(self) -> set[torch.dtype]:
         """Return the floating types of the modules' parameters."""
@@ -110,29 +119,106 @@ class Functional:
         """Return the devices of the modules' parameters."""
         return [p.device for p in self._container.parameters()]
 
+    def held(self) -> Iterator[nn.Module | nn.Parameter]:
+        """Yield every module and parameter reached."""
+        yield from (m for m in self._container.modules() if m is not self._container)
+        yield from self._container.parameters()
+
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the name and the module of everything reached, nested ones too."""
         for path, module in self._container.named_modules():
             if path:
-                yield path.removeprefix(f"{_SELF}."), module
+                yield path.removeprefix(f"{SELF}."), module
 
     def optional_arguments(self) -> tuple[str, ...]:
         """Return the names of the arguments that have a default."""
         parameters = signature_of(self.function).parameters
         return tuple(n for n, p in parameters.items() if p.default is not p.empty)
 
-    def collect(self, arguments: Mapping[str, Any]) -> None:
-        """Run the callable once and note every parameter it has."""
-        statements = _ParameterStatements()
-        with statements:
-            self._call({}, arguments)
-        self.own = (*self._module_parameters(), *statements.found.values())
+    def collect(
+        self, arguments: Mapping[str, Any], known: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Run the callable once and note every parameter it has.
+
+        Parameters
+        ----------
+        arguments
+            What to call it with.
+        known
+            Name -> value of parameters that another callable has stated: a statement
+            may leave its value out, as Pyro's store would know it.
+        """
+        noted, tensors = Noted(known or {}), {}
+        for path, parameter in self._container.named_parameters():
+            brought = self._brought(path, parameter).detach()
+            # pyro.module states the parameters that ask for a gradient.
+            tensors[path] = brought.requires_grad_(parameter.requires_grad)
+        paths = {id(tensor): path for path, tensor in tensors.items()}
+        filling = Initialized(skip=False)
+        self._skips_initialization = False
+        with noted, filling:
+            self._call(tensors, arguments)
+        stated = {id(s.given) for n, s in noted.found.items() if of_module(n)}
+        filled = {id(parameter) for parameter in filling.found}
+        self._skips_initialization = bool(filled) and filled <= stated
+        names: dict[str, set[Any]] = {}
+        statements: list[OwnParameter] = []
+        for name, statement in noted.found.items():
+            self._states_modules = self._states_modules or of_module(name)
+            held = paths.get(id(statement.given)) if of_module(name) else None
+            if held is not None:
+                names.setdefault(held, set()).add(name)
+                continue
+            statements.append(
+                OwnParameter(
+                    name=plain_name(name),
+                    start=statement.start,
+                    transform=statement.transform,
+                    statement=True,
+                    path=name,
+                    keys=frozenset({name, *self._identity(statement)}),
+                )
+            )
+        self.own = (*self._module_parameters(names), *statements)
+        self._left_out = {}
+
+    def _identity(self, statement: Statement) -> Iterator[int]:
+        """Yield the identity of the bare parameter that a statement was given."""
+        given = statement.given
+        free = statement.transform == identity_transform
+        if free and any(given is bare for bare in self._container.bare):
+            yield id(given)
+
+    def found_more(self) -> bool:
+        """Look again for modules, as a program may make some in its first run."""
+        again = _Container(self.function)
+        same = [*map(id, again.modules())][1:] == [*map(id, self._container.modules())][
+            1:
+        ] and len(again.bare) == len(self._container.bare)
+        self._container = again
+        return not same
+
+    def keep(self, names: Collection[str]) -> None:
+        """Leave all but some of the own parameters as they are."""
+        self._left_out |= {
+            p.path: p.constrain(p.start)
+            for p in self.own
+            if p.statement and p.name not in names
+        }
+        self.own = tuple(p for p in self.own if p.name in names)
+
+    def adopt(self, transforms: Mapping[str, Any]) -> None:
+        """Take the transforms of some own parameters from another callable."""
+        self.own = tuple(
+            replace(p, transform=transforms.get(p.name, p.transform)) for p in self.own
+        )
 
     def __call__(self, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `own` (name -> unconstrained) in place."""
-        tensors = {p.path: own[p.name] for p in self.own if not p.statement}
-        values = {p.name: p.constrain(own[p.name]) for p in self.own if p.statement}
-        with _Substitution(values):
+        given = [(p, own.get(p.name, p.start)) for p in self.own]
+        tensors = {p.path: value for p, value in given if not p.statement}
+        values = {p.path: p.constrain(value) for p, value in given if p.statement}
+        with Answered({**self._left_out, **values}):
             return self._call(tensors, arguments)
 
     def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
@@ -144,7 +230,15 @@ class Functional:
         for path, tensor in self._container.named_parameters():
             if path not in tensors:
                 tensors[path] = self._brought(path, tensor)
-        with _module_contexts(self._container), self._relocation:
+        with ExitStack() as stack:
+            stack.enter_context(_module_contexts(self._container))
+            stack.enter_context(self._relocation)
+            if self._container.bare:
+                stack.enter_context(Swapped(self._container.in_place_of(tensors)))
+            if self._skips_initialization:
+                stack.enter_context(Initialized(skip=True))
+            if self._states_modules:
+                stack.enter_context(unwarned())
             return torch.func.functional_call(
                 self._container, tensors, (), dict(arguments)
             )
@@ -189,7 +283,9 @@ class Functional:
                 if name in kept and not torch.equal(buffer, kept[name]):
                     buffer.copy_(kept[name])
 
-    def _module_parameters(self) -> Iterator[OwnParameter]:
+    def _module_parameters(
+        self, statements: Mapping[str, Collection[Any]]
+    ) -> Iterator[OwnParameter]:
         device, dtype = torch.get_default_device(), torch.get_default_dtype()
         constrained = _pyro_parameters(self._container)
         for path, tensor in self._container.named_parameters():
@@ -197,73 +293,46 @@ class Functional:
                 continue
             name, constraint = constrained.get(path, (path, constraints.real))
             yield OwnParameter(
-                name=name.removeprefix(f"{_SELF}."),
+                name=name.removeprefix(f"{SELF}."),
                 start=resident(tensor.detach(), dtype, device).clone(),
                 transform=transform_to(constraint),
                 statement=False,
                 path=path,
+                keys=frozenset({id(tensor), *statements.get(path, ())}),
             )
 
 
 class _Container(nn.Module):
-    """Holds a callable and the modules it reaches, so that torch can swap tensors."""
+    """Holds a callable and what it reaches, so that torch can swap tensors.
 
-    def __init__(
-        self, function: Callable[..., Any], modules: Mapping[str, nn.Module]
-    ) -> None:
+    Attributes
+    ----------
+    bare
+        The parameters that no module holds.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
+        self.bare: list[nn.Parameter] = []
+        for name, value in reachable(function):
+            if isinstance(value, nn.Module):
+                self.add_module(name, value)
+        inside = {id(p) for p in self.parameters()}
+        for name, value in reachable(function):
+            if isinstance(value, nn.Parameter):
+                self.bare.append(value)
+                if id(value) not in inside:
+                    self.register_parameter(name, value)
         # A tuple keeps a module-valued callable from being registered twice.
         self._function = (function,)
 
     def forward(self, **arguments: Any) -> Any:
         return self._function[0](**arguments)
 
-
-class _ParameterStatements(Messenger):
-    """Notes the `pyro.param` statements of a run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, OwnParameter] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        name = msg["name"]
-        # PyroModules announce their parameters by a statement of another function.
-        if _MODULE_DIVIDER in name or msg["fn"] != pyro.get_param_store().get_param:
-            return
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        try:
-            transform = biject_to(constraint)
-        except NotImplementedError:  # a Cholesky factor has no bijection
-            transform = transform_to(constraint)
-        # A start that was made outside the program may be on another device.
-        msg["value"] = msg["value"].to(torch.get_default_device())
-        value = msg["value"].detach().to(torch.get_default_dtype())
-        self.found[name] = OwnParameter(
-            name=name,
-            start=transform.inv(value).detach().clone(),
-            transform=transform,
-            statement=True,
-            path=name,
-        )
-
-
-class _Substitution(Messenger):
-    """Answers `pyro.param` statements with given values."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self._values:
-            msg["value"] = self._values[msg["name"]]
-            msg["done"] = True
-        elif _MODULE_DIVIDER in msg["name"] and len(msg["args"]) > 1:
-            msg["value"] = msg["args"][1]
-            msg["done"] = True
+    def in_place_of(self, tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Return the identity of each bare parameter with what stands for it."""
+        paths = {id(p): path for path, p in self.named_parameters()}
+        return {id(p): tensors[paths[id(p)]] for p in self.bare}
 
 
 @contextmanager
@@ -291,48 +360,3 @@ def _pyro_parameters(container: nn.Module) -> dict[str, tuple[str, Any]]:
             path = f"{prefix}.{name}" if prefix else name
             result[f"{path}_unconstrained"] = (path, constraint)
     return result
-
-
-def _reachable_modules(function: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, module) for each distinct `nn.Module` that `function` uses."""
-    seen: set[int] = set()
-    names: set[str] = set()
-    pending: list[tuple[str, Any, bool]] = [(_SELF, function, True)]
-    while pending:
-        name, value, follow = pending.pop(0)
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            unique = name
-            while unique in names:
-                unique += "_"
-            names.add(unique)
-            yield unique, value
-        elif follow:
-            pending.extend(_held_by(value))
-
-
-def _held_by(value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield (name, value, whether to look inside) for what a callable holds."""
-    if isinstance(value, functools.partial):
-        yield "function", value.func, True
-        for index, argument in enumerate(value.args):
-            yield f"argument{index}", argument, callable(argument)
-        for name, argument in value.keywords.items():
-            yield name, argument, callable(argument)
-    elif isinstance(value, MethodType):
-        yield _SELF, value.__self__, True
-        yield "function", value.__func__, True
-    elif isinstance(value, FunctionType):
-        variables = inspect.getclosurevars(value)
-        for name, held in {**variables.nonlocals, **variables.globals}.items():
-            # Library functions hold no parameters of the program's.
-            own = getattr(held, "__module__", None) == value.__module__
-            yield name, held, name in variables.nonlocals or own
-        wrapped = getattr(value, "__wrapped__", None)
-        if wrapped is not None:
-            yield "wrapped", wrapped, True
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        for name, held in vars(value).items():
-            yield name, held, isinstance(held, FunctionType | functools.partial)

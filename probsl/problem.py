@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,7 @@ from probsl.loaders import StreamedRows
 from probsl.observed_supports import is_bounded
 from probsl.parameters import Functional, OwnParameter
 from probsl.places import Place
+from probsl.reached import leave_out_unreached
 from probsl.row_arguments import told_apart
 from probsl.rows import AllRows, StoredRows, at_hand
 from probsl.scoring import (
@@ -55,7 +57,14 @@ from probsl.scoring import (
 from probsl.sites import Role, Site, inventory
 from probsl.subsampling import ROW_INDEX, Subsampling
 from probsl.supports import bijection
-from probsl.visits import Plate, Unrolled, is_observation, visit
+from probsl.visits import (
+    Plate,
+    Unrolled,
+    is_computed,
+    is_observation,
+    log_density,
+    visit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -203,6 +212,8 @@ class Problem:
                 place,
                 [n for n, m in messages.items() if is_observation(m) and is_bounded(m)],
             )
+            runs = _runs(functional, arguments.values, place)
+            leave_out_unreached(functional, runs)
         refuse_nothing_to_fit(sites, functional)
         size = plate.size if plate else observed_elements(messages)
         if source is not None:
@@ -750,6 +761,23 @@ def _row_scale(plate: Plate | None, size: int) -> float:
     if plate is None or plate.size == plate.full_size:
         return 1.0
     return plate.full_size / size
+
+
+def _runs(
+    functional: Functional, arguments: Mapping[str, Any], place: Place
+) -> Iterator[Callable[[Mapping[str, Tensor]], Iterator[Tensor]]]:
+    """Yield runs of a program that return its log densities and what it reports."""
+
+    def run(own: Mapping[str, Tensor], jitter: float) -> Iterator[Tensor]:
+        call = partial(functional, own, arguments)
+        messages = visit(call, jitter=jitter, place=place)
+        for message in messages.values():
+            if is_computed(message):
+                yield message["value"]
+            yield log_density(message)
+
+    for jitter in (0.1, 0.3):
+        yield partial(run, jitter=jitter)
 
 
 def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:

@@ -48,15 +48,17 @@ class ELBO:
         self.problem = problem
         self.guide = guide
         self._factors = as_tensors(problem, weights)
-        self._guide_names = {f"{GUIDE}{p.name}": p for p in guide.functional.own}
+        names = {p.name: f"{GUIDE}{p.name}" for p in guide.functional.own}
+        # A parameter of both is one coordinate, among the program's.
+        self._places = names | guide.shared
+        mine = [p for p in guide.functional.own if p.name not in guide.shared]
         entries = [
-            Entry(name, identity_transform, p.start.shape)
-            for name, p in self._guide_names.items()
+            Entry(names[p.name], identity_transform, p.start.shape) for p in mine
         ]
         own = problem.coordinates(())
         self.layout = Coordinates([*entries, *own.entries])
         starts = _guide_starts(guide, start)
-        parts = [starts[p.name].reshape(-1) for p in self._guide_names.values()]
+        parts = [starts[p.name].reshape(-1) for p in mine]
         parts.append(start_vector(problem, own, start, 0, 0.0))
         self.start = torch.cat(parts).to(problem.dtype)
 
@@ -64,7 +66,7 @@ class ELBO:
         self, values: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split named values into the guide's parameters and the program's own."""
-        guide = {p.name: values[name] for name, p in self._guide_names.items()}
+        guide = {name: values[place] for name, place in self._places.items()}
         return guide, {p.name: values[p.name] for p in self.problem.own}
 
     def estimate(self, x: Tensor, batch: Batch) -> Tensor:

@@ -6,8 +6,9 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probsl.isolation import forked
-from probsl.parameters import Functional
+from probsl.parameters import Functional, OwnParameter
 from probsl.program_errors import annotate
+from probsl.reached import leave_out_unreached
 from probsl.scoring import Batch, Scoring
 from probsl.sites import Role
 from probsl.visits import plates_of
@@ -74,6 +76,8 @@ class Guide:
         What to call it in a sentence.
     chosen
         Whether it was chosen here and not by the user.
+    shared
+        Own parameter of the guide -> that of the program which it is, too.
     """
 
     def __init__(
@@ -83,6 +87,31 @@ class Guide:
         self.name = name
         self.chosen = chosen
         self._problem = problem
+        self.shared: dict[str, str] = {}
+
+    def share(self, own: Sequence[OwnParameter]) -> None:
+        """Find the parameters that are the program's own, too.
+
+        Raises
+        ------
+        ValueError
+            If one is of another shape there.
+        """
+        places = {key: p for p in own for key in p.keys}
+        transforms = {}
+        for mine in self.functional.own:
+            theirs = next((places[k] for k in mine.keys if k in places), None)
+            if theirs is None:
+                continue
+            if theirs.start.shape != mine.start.shape:
+                raise ValueError(
+                    f"parameter '{mine.name}' has the shape {tuple(mine.shape)} in the "
+                    f"guide and {tuple(theirs.shape)} in the program, where one name "
+                    "is one parameter; give both one shape, or each its own name"
+                )
+            self.shared[mine.name] = theirs.name
+            transforms[mine.name] = theirs.transform
+        self.functional.adopt(transforms)
 
     @property
     def redundant(self) -> bool:
@@ -164,11 +193,13 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
     try:
         # Not as it is, for modules that it closes over may be on another device.
         functional = Functional(guide)
+        known = {p.path: p.constrain(p.start) for p in problem.own if p.statement}
         with problem.taking():
             with problem.program.untouched():
-                functional.collect(arguments)
+                functional.collect(arguments, known)
+            functional.found_more()
             _spread(guide, start.factor)
-            functional.collect(arguments)
+            functional.collect(arguments, known)
     except Exception as error:
         error.add_note(
             "probsl: raised by the guide, which takes the program's arguments"
@@ -178,7 +209,17 @@ def prepare(problem: Problem, form: GuideForm, start: Beginning) -> Guide:
     prepared = Guide(problem, functional, _name(form), chosen=chosen)
     own = {p.name: p.start for p in functional.own}
     _check_sites(problem, prepared.score(own, problem.batch()))
+    leave_out_unreached(functional, [partial(_results, prepared, problem.batch())])
+    prepared.share(problem.own)
     return prepared
+
+
+def _results(guide: Guide, batch: Batch, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Yield what a guide draws, and the log densities of it."""
+    for message in guide.score(own, batch).messages.values():
+        yield message["value"]
+        if "log_prob" in message:
+            yield message["log_prob"]
 
 
 def _choose(dimensions: int) -> type[AutoGuide]:
@@ -297,7 +338,11 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
         for path, module in guide.named_modules()
         if isinstance(module, AutoGuide)
     }
-    memo = {id(model): model for models, _ in kept.values() for model in models or ()}
+    memo: dict[int, Any] = {
+        id(model): model for models, _ in kept.values() for model in models or ()
+    }
+    # What the program holds too is one and the same, and is not trained in place.
+    memo |= {id(held): held for held in problem.program.held()}
     duplicate = copy.deepcopy(guide, memo)
     copies = dict(duplicate.named_modules())
     for path, module in guide.named_modules():
