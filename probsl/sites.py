@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -77,6 +78,8 @@ class Site:
     l1
         Location and scale, each of the value's shape, when its prior is a
         Laplace distribution that depends on no other latent; else None.
+    kinked
+        Whether its log density has a kink, as that of a Laplace distribution.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Site:
     moving: bool = False
     moved_by: tuple[str, ...] = ()
     l1: tuple[Tensor, Tensor] | None = None
+    kinked: bool = False
 
     @property
     def latent(self) -> bool:
@@ -174,6 +178,7 @@ def _site(
         auxiliary=message["written"] is not None and role is Role.RANDOM_EFFECT,
         scored=role is Role.DETERMINISTIC and _is_scored(message),
         prior=role is Role.PARAMETER or _stands_for(message, messages, dependence),
+        kinked=_has_kink(message["fn"]),
         l1=_laplace(message) if role is Role.PARAMETER else None,
     )
 
@@ -274,3 +279,14 @@ def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
     # A prior made outside the program may be of another type.
     location, scale = (t.detach().to(value) for t in (fn.loc, fn.scale))
     return location.expand(value.shape), scale.expand(value.shape)
+
+
+def _has_kink(fn: Any) -> bool:
+    """Whether a distribution's log density has a kink; the soft Laplace has none."""
+    fn = unwrap(fn)
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        return _has_kink(fn.base_dist)
+    if isinstance(fn, torch.distributions.MixtureSameFamily):
+        return _has_kink(fn.component_distribution)
+    kinked = (torch.distributions.Laplace, dist.AsymmetricLaplace)
+    return isinstance(fn, kinked) and not isinstance(fn, dist.SoftAsymmetricLaplace)

@@ -42,10 +42,11 @@ def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
         return f"numbers drawn by {noise.obstacle} cannot be fixed"
     if not noise.reparameterizable:
         return "the guide's draws have no gradients"
-    kinks = [s.name for s in problem.latents if s.l1 is not None]
+    kinks = [s for s in problem.sites if s.kinked]
     if kinks:
         # Averaged over fixed draws a kink is many kinks, on which a search stalls.
-        return f"the prior of '{kinks[0]}' has a kink"
+        what = "prior" if kinks[0].latent else "likelihood"
+        return f"the {what} of '{kinks[0].name}' has a kink"
     count, dimension = least_draws(noise), noise.dimension
     if dimension > _DIMENSIONS or not _fits(bound, noise, count):
         return (
@@ -109,7 +110,9 @@ def search_with_fixed_draws(
         if many.way == "loop":
             note += f", one by one ({many.reason})"
         if search.spent or found.status not in (Status.CONVERGED, Status.UNBOUNDED):
-            return found, note
+            stalled = found.status is Status.STALLED
+            why = f"the search over {count} fixed draws stalled"
+            return (None, why) if stalled else (found, note)
         fresh = fresh_bound(bound, many, noise, found.x, run.seed)
         sound = found.status is Status.CONVERGED and fresh.supports(found.value)
         if sound and fresh.promise <= _PROMISE:
