@@ -234,7 +234,7 @@ def units(descent: Descent) -> Array:
 
     Kinks bend it, too, which no Hessian shows: of few coordinates it is measured.
     """
-    unit = array(descent.unit)
+    unit = array(descent.unit).copy()
     if len(unit) > MEASURED:
         return unit
 

@@ -24,6 +24,8 @@ _ON_THE_WAY = (0.1, 0.5, 0.9)
 # Ends farther apart in height are two; a hill is what rises higher than rounding, and
 # than what is left of the descent.
 LEVEL, _HILL = 1e-5, 2e-8
+# So many times the precision of the numbers is no hill.
+_ROUNDING = 20
 # Along many coordinates so many times its tolerance is left where a descent ends.
 _LEFT = 10
 # Starts that lag behind the half that has settled have this many times its rounds, and
@@ -34,6 +36,9 @@ ONE_BY_ONE = (
     "the objective cannot be evaluated at many points at once, so the starts were "
     "searched one after another"
 )
+
+
+KINKED = "the objective has kinks, so the starts were followed one after another"
 
 
 @dataclass(frozen=True)
@@ -147,15 +152,18 @@ def search_together(
 
     groups = _grouped(many.x, many.values, many.settled, heights)
     groups = _finished(groups, size, finish)
+    kinked = any(g.found is not None and g.found.kinked for g in groups)
+    if kinked:
+        groups = _followed(groups, size, finish)
+    groups = _merged(groups, many.x, heights)
     done = [g.found for g in groups if g.found is not None]
     if not done:  # no start was finite: let the search say what is wrong
         return Several(finish(0), steps)
     best = min(done, key=preference)
-    if done[-1].status is Status.INTERRUPTED:
+    if any(found.status is Status.INTERRUPTED for found in done):
         return Several(replace(best, status=Status.INTERRUPTED, sites=()), steps)
-    if best.status is Status.UNIDENTIFIED:
-        groups = _joined(groups, best)
-    return Several(best, steps, *_reported(groups, many.x, layout, size, len(starts)))
+    basins, note = _reported(groups, many.x, layout, size, len(starts))
+    return Several(best, steps, basins, f"{note}; {KINKED}" if kinked else note)
 
 
 def search_in_turn(
@@ -193,8 +201,7 @@ def search_in_turn(
     values = x.new_tensor([f.value / size for f in found])
     groups = _grouped(x, values, values.isfinite(), heights)
     groups = [replace(g, found=found[g.members[0]]) for g in groups]
-    if best.status is Status.UNIDENTIFIED:
-        groups = _joined(groups, best)
+    groups = _merged(groups, x, heights)
     return Several(best, steps, *_reported(groups, x, layout, size, len(starts)))
 
 
@@ -230,11 +237,7 @@ def _grouped(
         near = [i for i in near if float(values[i]) >= value - level]
         members = [first]
         if near:
-            t = x.new_tensor(_ON_THE_WAY)[:, None, None]
-            way = x[first] + t * (x[near] - x[first])
-            high = heights(way.reshape(-1, x.shape[1])).reshape(len(t), -1).cpu()
-            top = values[near].clamp(min=value) + _HILL * max(1.0, abs(value))
-            joined = (high <= top).all(0).tolist()
+            joined = _without_hill(x[first], value, x[near], values[near], heights)
             members += [i for i, same in zip(near, joined, strict=True) if same]
         # The calm start comes first, and stands for those that are as good.
         equal = [i for i in members if settled[i] or i == first]
@@ -271,18 +274,71 @@ def _finished(
     return result
 
 
+def _followed(
+    groups: Iterable[_Group], size: int, finish: Callable[[int], Found]
+) -> list[_Group]:
+    """Follow every end: those on kinks are where a search stuck, not basins."""
+    result: list[_Group] = []
+    stopped = False
+    for group in groups:
+        found = group.found
+        if found is None and not stopped:
+            found = finish(group.members[0])
+            group = replace(group, found=found, value=found.value / size)  # noqa: PLW2901
+        stopped |= found is not None and found.status is Status.INTERRUPTED
+        result.append(group)
+    return result
+
+
 def _level(one: _Group, other: _Group) -> bool:
     return abs(one.value - other.value) <= LEVEL * max(1.0, abs(other.value))
 
 
-def _joined(groups: Iterable[_Group], best: Found) -> list[_Group]:
-    """Join basins as low as one with a free direction: it need not be straight."""
-    groups = list(groups)
-    low = next(g for g in groups if g.found is best)
-    same = [g for g in groups if _level(g, low)]
-    members = [i for g in same if g is not low for i in g.members]
-    others = [g for g in groups if g not in same]
-    return [replace(low, members=[*low.members, *members]), *others]
+def _without_hill(
+    one: Tensor,
+    height: float,
+    others: Tensor,
+    values: Tensor,
+    heights: Callable[[Tensor], Tensor],
+) -> list[bool]:
+    """Whether no hill is on the way from one end [d] to each of the others [n, d]."""
+    t = one.new_tensor(_ON_THE_WAY)[:, None, None]
+    way = one + t * (others - one)
+    high = heights(way.reshape(-1, len(one))).reshape(len(t), -1).cpu()
+    rise = max(_HILL, _ROUNDING * torch.finfo(one.dtype).eps) * max(1.0, abs(height))
+    return (high <= values.clamp(min=height) + rise).all(0).tolist()
+
+
+def _merged(
+    groups: Iterable[_Group], x: Tensor, heights: Callable[[Tensor], Tensor]
+) -> list[_Group]:
+    """Join basins that came to one end after all.
+
+    So do those that are as low as one with a free direction: it need not be straight.
+    """
+    kept: list[_Group] = []
+
+    def end(group: _Group) -> Tensor:
+        return x[group.members[0]] if group.found is None else group.found.x.detach()
+
+    def one(group: _Group, other: _Group) -> bool:
+        if not _level(group, other):
+            return False
+        statuses = {g.found.status for g in (group, other) if g.found is not None}
+        value = torch.tensor([group.value], dtype=x.dtype)
+        return Status.UNIDENTIFIED in statuses or all(
+            _without_hill(end(other), other.value, end(group)[None], value, heights)
+        )
+
+    # What has been followed to its end stands for what has not.
+    for group in sorted(groups, key=lambda g: g.found is None):
+        same = next((k for k in kept if one(group, k)), None)
+        if same is None:
+            kept.append(group)
+        else:
+            members = [*same.members, *group.members]
+            kept[kept.index(same)] = replace(same, members=members)
+    return kept
 
 
 def _reported(
@@ -308,6 +364,9 @@ def _reported(
     note = f"{count} starts found {len(basins)} {noun}: objective " + ", ".join(shown)
     if given_up:
         note += f"; {given_up} came more slowly and no lower, and were given up"
+    lost = count - given_up - sum(b.count for b in basins)
+    if lost:
+        note += f"; {lost} ended where the objective is not finite"
     return tuple(basins), note
 
 

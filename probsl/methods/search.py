@@ -61,7 +61,8 @@ class Found:
     """Where a search ended: the point, the status, and what the status is about.
 
     `flattening` says of coordinates that run off whether the objective levels off,
-    `redundant` of free directions whether they are level at other points, too.
+    `redundant` of free directions whether they are level at other points, too, and
+    `kinked` whether the optimum lies on kinks.
     """
 
     x: Tensor
@@ -73,6 +74,7 @@ class Found:
     compiled_from: int | None = None
     trouble: str = ""
     redundant: Callable[[Tensor], bool] | None = None
+    kinked: bool = False
 
     @property
     def value(self) -> float:
@@ -125,6 +127,7 @@ def search_exactly(
         status = Status.BOUNDARY
     losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu") * size
     names = _names(layout, minimum.coordinates)
+    exact = len(start) <= newton_limit
 
     def redundant(x: Tensor) -> bool:
         return level_at(objective, x, minimum)
@@ -136,6 +139,7 @@ def search_exactly(
         losses,
         minimum.steps,
         minimum.flattening,
+        kinked=minimum.hessian is None and status is Status.CONVERGED and exact,
         redundant=redundant if status is Status.UNIDENTIFIED else None,
     )
 

@@ -48,9 +48,7 @@ def check_medians(fit, X, y, scale=1.0):
     assert float(fit.losses[-1]) == pytest.approx(loss, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("n", "d"), [(5, 2), (7, 2), (21, 1), (81, 3), (400, 6), (2000, 2)]
-)
+@pytest.mark.parametrize(("n", "d"), [(5, 2), (21, 1), (81, 3), (300, 5), (2000, 2)])
 def test_median_regression(n, d):
     X, y = rows(n, d)
     check_medians(probsl.fit(median, {"x": X, "y": y}, probsl.MLE()), X, y)
@@ -182,10 +180,3 @@ def test_a_hinge_loss():
     svm = LinearSVC(loss="hinge", fit_intercept=False, tol=1e-10, max_iter=10**6)
     svm.fit(X, y)
     np.testing.assert_allclose(fit.point()["w"], svm.coef_[0], atol=1e-4)
-
-
-def test_many_starts_find_the_same_median():
-    X, y = rows(80, 2)
-    fit = probsl.fit(median, {"x": X, "y": y}, probsl.MLE(starts=8))
-    check_medians(fit, X, y)
-    assert sum(basin.count for basin in fit.basins) == 8
