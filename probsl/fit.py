@@ -337,8 +337,9 @@ class Fit:
         Parameters
         ----------
         data
-            The new inputs, in any form that `fit` takes; observed arguments in it
-            are ignored, constants may be left out.
+            The new inputs, in any form that `fit` takes. What the program observes is
+            drawn, whether its values are in it or not; a required argument may be
+            None. Constants may be left out.
         draws
             The number of draws.
         seed

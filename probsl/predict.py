@@ -70,7 +70,8 @@ def predictive(
     observed = problem.named(Role.OBSERVED)
 
     def generate(values: Draws) -> Draws:
-        generating = Generating(values)
+        # What a program still observes, as it needs its length say, is no prediction.
+        generating = Generating(values, anew=observed)
         with generating:
             problem.run(own, arguments)
         return {
@@ -318,11 +319,17 @@ def map_draws(
 
 
 class Generating(Messenger):
-    """Runs a program forward with some latents given, and notes every site."""
+    """Runs a program forward with some latents given, and notes every site.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    Observed sites named in `anew` are drawn.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], anew: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self._values = values
+        self._anew = anew
         self.messages: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -335,6 +342,12 @@ class Generating(Messenger):
             _check_size(msg, value)
             msg["value"] = value
             msg["done"] = True
+        elif name in self._anew and msg["is_observed"]:
+            self._draw(msg)
+
+    def _draw(self, msg: Any) -> None:
+        msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+        msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # A distribution made outside the program may draw in another floating type.
@@ -358,14 +371,14 @@ class Drawing(Generating):
         missing: set[str],
     ) -> None:
         super().__init__(values)
-        self._anew = anew
+        self._sites = anew
         self._instead = instead
         self._missing = missing
 
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
         name = msg["name"]
-        if name not in self._anew:
+        if name not in self._sites:
             return
         try:
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])

@@ -349,6 +349,22 @@ def test_a_required_observed_argument_may_be_none_and_its_values_are_ignored():
     assert (absent.std(0) > 0.8).all()
 
 
+def test_what_is_observed_is_predicted_even_where_the_program_needs_its_length():
+    """`len(y)` sizes the plate, so y cannot be None; its values are no predictions."""
+
+    def program(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probsl.fit(program, {"y": Y}, probsl.MLE())
+    drawn = fit.predict({"y": torch.full((5,), 100.0)}, draws=2000)["y"]
+    assert drawn.shape == (2000, 5)
+    # Five standard errors of a mean of 2,000 draws.
+    assert (drawn.mean(0) - Y.mean()).abs().max() < 5 / 2000**0.5
+    assert (drawn.std(0) - 1.0).abs().max() < 0.1
+
+
 # --- Loaders
 
 
