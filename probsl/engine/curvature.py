@@ -66,11 +66,23 @@ class Landscape:
                     (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 return math.nan, torch.full_like(x, math.nan)
-        penalty = 0.0
-        if self.l1 is not None:
-            center, weight = self.l1
-            penalty = float((weight * (x.detach() - center).abs()).sum())
-        return float(value.detach()) + penalty, gradient
+        return float(value.detach()) + self.penalty(x.detach()), gradient
+
+    def value(self, x: Tensor) -> float:
+        """Return the value at a point [d], penalty included."""
+        with torch.no_grad():
+            try:
+                value = float(self.objective(x))
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                return math.nan
+        return value + self.penalty(x)
+
+    def penalty(self, x: Tensor) -> float:
+        """Return the penalty at a point [d]."""
+        if self.l1 is None:
+            return 0.0
+        center, weight = self.l1
+        return float((weight * (x - center).abs()).sum())
 
     def hessian(self, x: Tensor) -> NDArray[np.float64]:
         """Return the symmetric Hessian [d, d] of the objective without the penalty."""

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from probsl.engine.curvature import Landscape, curvature_scale
+from probsl.engine.rounding import (
+    LEVEL,
+    ON_THE_WAY,
+    SMALL,
+    explained,
+    rounding_at,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +76,8 @@ class Minimum:
     null_space
         For NULL_DIRECTIONS: an orthonormal basis [d, k] in column-scaled coordinates,
         that is, of z_i = x_i * sqrt(H_ii).
+    hidden
+        Whether rounding hides what lies beyond.
     """
 
     x: Tensor
@@ -80,6 +89,7 @@ class Minimum:
     coordinates: tuple[int, ...] = ()
     flattening: bool = False
     null_space: Tensor | None = None
+    hidden: bool = False
 
 
 class Verdict(NamedTuple):
@@ -89,6 +99,7 @@ class Verdict(NamedTuple):
     coordinates: tuple[int, ...] = ()
     flattening: bool = False
     null_space: NDArray[np.float64] | None = None
+    hidden: bool = False
 
 
 class Descent:
@@ -121,6 +132,8 @@ class Descent:
         Indices of the coordinates that change the objective at all.
     travel
         How far each coordinate [d] has come since it last turned back.
+    wary
+        Whether rounding has misled the search, so that it looks more closely.
     """
 
     def __init__(
@@ -146,12 +159,14 @@ class Descent:
         self.precision = torch.finfo(start.dtype).eps
         # In units of the objective, a mean over rows: far below what data can tell
         # (2e-12 in float64), far above the rounding error of a decrement.
-        self.tolerance = self.precision**0.75 if tolerance is None else tolerance
+        self.resolution = self.precision**0.75
+        self.tolerance = self.resolution if tolerance is None else tolerance
         # The decrement lets a step along a curvature c be sqrt(2 tolerance / c) long.
         # Where the curvature is weak that is wide; there the step has to be small, too.
         self.step_tolerance = self.precision**0.25
         self._rounding, self._heard = 0.0, 0
         self.kinks = 0
+        self.wary = False
         self._max_steps = max_steps
         self._callback = callback
 
@@ -238,25 +253,85 @@ class Descent:
             raise KeyboardInterrupt  # one case: somebody has seen enough
 
     def listen(self) -> None:
-        """Measure what rounding does to the objective here.
-
-        Differences of large terms, such as two log gamma functions, lose more digits
-        than the size of the objective tells.
-        """
+        """Measure what rounding does to the objective here."""
         if self._heard == len(self.losses):
             return
         self._heard = len(self.losses)
-        size = torch.maximum(self.x.abs(), self.unit.clamp(max=1.0))
-        angles = torch.arange(
-            1, len(self.x) + 1, dtype=self.x.dtype, device=self.x.device
+        here = (self.x, self.value, self.gradient)
+        rounding = rounding_at(self.landscape, here, self.unit, count=6)
+        if math.isfinite(rounding):
+            self._rounding = max(self._rounding, rounding)
+
+    def rounding_here(self, unit: Tensor) -> float:
+        """Return what rounding does here, whatever it did on the way.
+
+        Parameters
+        ----------
+        unit
+            Distance [d] over which each coordinate matters here.
+        """
+        self._heard = len(self.losses)
+        here = (self.x, self.value, self.gradient)
+        enough = self.resolution
+        rounding = rounding_at(self.landscape, here, unit, count=4, enough=enough)
+        if not rounding <= enough:  # then look more closely
+            rounding = rounding_at(self.landscape, here, unit, count=6, enough=enough)
+        self._rounding = rounding if math.isfinite(rounding) else 0.0
+        return self.noise
+
+    def rounding_near(
+        self, x: Tensor, value: float, gradient: Tensor, unit: Tensor
+    ) -> float:
+        """Return what rounding does to the objective near another point [d]."""
+        measured = rounding_at(
+            self.landscape,
+            (x, value, gradient),
+            unit,
+            count=6,
+            enough=self.resolution,
         )
-        errors = []
-        for turn in range(1, 7):
-            x = self.x + 16 * self.precision * size * (turn * angles).cos()
-            value, _ = self.landscape.slope(x)
-            errors.append(abs(value - self.value - float(self.gradient @ (x - self.x))))
-        if all(map(math.isfinite, errors)):
-            self._rounding = max(self._rounding, 3 * max(errors))
+        return max(10 * self.precision * max(1.0, abs(value)), measured)
+
+    def reach(self) -> NDArray[np.float64]:
+        """Return how far a step of each coordinate [d] may well go.
+
+        That is its unit, or where it is larger its size.
+        """
+        return np.maximum(array(self.unit), np.abs(array(self.x)))
+
+    def believes(
+        self, x: Tensor, value: float, gradient: Tensor, *, careful: bool = False
+    ) -> bool:
+        """Whether a lower point [d] is lower by more than rounding.
+
+        Parameters
+        ----------
+        x, value, gradient
+            The point [d], the objective and its gradient [d] there.
+        careful
+            Whether to look even if the slopes at both ends explain the drop.
+        """
+        drop = self.value - value
+        if drop <= max(self.noise, self.resolution):
+            return True
+        step = x - self.x
+        level = self.landscape.penalty(self.x) - self.landscape.penalty(x)
+        before, after = float(self.gradient @ step), float(gradient @ step)
+        known = explained(drop - level, before, after)
+        if known and not careful:
+            return True
+        unit = torch.minimum(self.unit, step.abs())
+        count = 6 if self.wary else 2 if known else 4
+        places = [(x, value, gradient)]
+        if not known and abs(after) <= LEVEL * abs(before):
+            between = [self.x + share * step for share in ON_THE_WAY]
+            places += [(place, *self.landscape.slope(place)) for place in between]
+        enough = SMALL * drop
+        return all(
+            rounding_at(self.landscape, place, unit, count=count, enough=enough)
+            <= enough
+            for place in places
+        )
 
     def faded(self, loose: Tensor | None = None) -> Verdict | None:
         """Return RUNAWAY where coordinates that mattered matter no more, far away.
@@ -334,6 +409,7 @@ class Descent:
             coordinates=verdict.coordinates,
             flattening=verdict.flattening,
             null_space=None if null is None else self.tensor(null),
+            hidden=verdict.hidden,
         )
 
 

@@ -255,6 +255,8 @@ def wolfe_search(
         decreases = change <= 1e-4 * t * start or (
             change <= descent.noise and slope_t <= 0.9998 * abs(start)
         )
+        if finite and decreases and not descent.believes(x, value, gradient):
+            finite = False
         if finite and decreases:
             best = (x, value, gradient)
             if slope_t >= 0.9 * start or t >= 1e4 * first:

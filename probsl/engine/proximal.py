@@ -87,7 +87,8 @@ def orthant_search(
             if torch.equal(x, descent.x):
                 break
             expected = float(slope @ (x - descent.x))
-            if value - descent.value <= 1e-4 * expected:
+            low = value - descent.value <= 1e-4 * expected
+            if low and descent.believes(x, value, gradient):
                 return (x, value, gradient), False
             if -expected < 1e-3 * descent.noise:
                 break

@@ -15,6 +15,7 @@ import torch
 from probsl.engine.curvature import Spectrum, curvature_scale
 from probsl.engine.descent import LONG, Outcome, Settling, Verdict, array, is_finite
 from probsl.engine.free_directions import free_part, lower_aside
+from probsl.engine.hidden_ends import hidden_end
 from probsl.engine.kinks import cross_kinks
 from probsl.engine.proximal import ProximalModel
 
@@ -170,6 +171,14 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
     crossings = 0
     for _ in range(ESCAPES):
         end = approach(descent)
+        before = descent.x
+        verdict = hidden_by_rounding(descent, end)
+        if verdict is not None:
+            misled = verdict.outcome is Outcome.STALLED and descent.x is not before
+            if misled and not descent.wary:
+                descent.wary = True
+                continue
+            return verdict
         if not isinstance(end, Verdict):
             verdict = at_minimum(descent, end, descend)
         elif end.outcome is Outcome.STALLED and crossings < CROSSINGS:
@@ -181,6 +190,17 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
         if verdict is not None:
             return verdict
     return Verdict(Outcome.STALLED)
+
+
+def hidden_by_rounding(descent: Descent, end: Model | Verdict) -> Verdict | None:
+    """Judge an end by what rounding does there; None where that hides nothing."""
+    if isinstance(end, Verdict):
+        if end.outcome is not Outcome.STALLED:
+            return None
+        end = model_at(descent)
+        if isinstance(end, Verdict):
+            return None
+    return hidden_end(descent, end)
 
 
 def approach(descent: Descent) -> Model | Verdict:
@@ -267,6 +287,8 @@ def refine(descent: Descent, model: Model) -> bool:
     as_low = value <= descent.value + descent.noise
     if not (is_finite(value, gradient) and closer and as_low):
         return False
+    if not descent.believes(x, value, gradient, careful=True):
+        return False
     descent.accept(x, value, gradient)
     return True
 
@@ -313,7 +335,7 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
             quality = quality_of(descent, model, gain, point)
             kinked = is_kink(descent, trial, gradient, gain)
             descent.kinks = descent.kinks + 1 if kinked else max(0, descent.kinks - 1)
-            if quality > BARELY:
+            if quality > BARELY and descent.believes(*point, careful=True):
                 descent.accept(*point)
                 further = next_radius(radius, distance, quality)
                 return -1.0 if descent.kinks > PATIENCE else further, False
