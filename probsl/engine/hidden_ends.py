@@ -72,6 +72,8 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
     for direction in weak_directions(descent, model):
         sides = [_side(descent, model, here, s * direction) for s in (1.0, -1.0)]
         rises = [rise for rise, _ in sides]
+        if None in rises:
+            return None  # a way down that is plain to see is not hidden
         if all(rises):
             continue
         steep = abs(float(array(descent.gradient) @ direction)) > STEEP
@@ -80,8 +82,9 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
             share = abs(direction) / descent.reach()
             named = indices(descent.tensor(share) > NAMED * share.max())
             return Verdict(Outcome.RUNAWAY, named, flattening=True, hidden=True)
+        fallen = descent.at_wall()
         _go_to_surest(descent, here, [p for _, seen in sides for p in seen])
-        return descent.at_wall() or Verdict(Outcome.STALLED, hidden=True)
+        return fallen or Verdict(Outcome.STALLED, hidden=True)
     return None
 
 
@@ -112,8 +115,11 @@ def weak_directions(descent: Descent, model: Model) -> list[Array]:
 
 def _side(
     descent: Descent, model: Model, here: Place, direction: Array
-) -> tuple[bool, list[Place]]:
-    """Return whether the objective visibly rises on one side, and the places seen."""
+) -> tuple[bool | None, list[Place]]:
+    """Return whether the objective visibly rises on one side, and the places seen.
+
+    None: it visibly falls.
+    """
     places: list[Place] = []
     loudest = here.rounding
     unit = descent.tensor(np.minimum(model.width, array(descent.unit)))
@@ -138,6 +144,8 @@ def _side(
         needed = 1 if quiet else LOUD
         if change > here.rounding + needed * loudest:
             return True, places
+        if -change > LOUD * loudest:
+            return None, places
         if needed > 1 or -change > here.rounding + loudest:
             break  # nothing farther out can be believed
     return False, places

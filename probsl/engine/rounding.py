@@ -22,6 +22,9 @@ __all__ = ["LEVEL", "ON_THE_WAY", "SMALL", "explained", "nearby", "rounding_at"]
 
 # How many units in the last place a point is moved, to round another way.
 PLACES = 4
+# How far a point is moved, in units, times the root of the error that matters: so that
+# its bend counts for little.
+APART = 0.1
 # The error is that of the worst of a few points, and what a worse one may be.
 MARGIN = 3
 # Shares of a way to a level place at which rounding is looked for: beyond the noise
@@ -37,8 +40,10 @@ SMALL = 0.25
 SHARE = 0.5
 
 
-def nearby(x: Tensor, unit: Tensor, precision: float, count: int) -> list[Tensor]:
-    """Return points [d] so near to a point [d] that only rounding tells them apart.
+def nearby(
+    x: Tensor, unit: Tensor, precision: float, count: int, share: float
+) -> list[Tensor]:
+    """Return points [d] so near to a point [d] that little but rounding differs.
 
     Parameters
     ----------
@@ -50,11 +55,14 @@ def nearby(x: Tensor, unit: Tensor, precision: float, count: int) -> list[Tensor
         Machine epsilon.
     count
         How many points.
+    share
+        How far to go, in units. The error of a difference of large terms may stay as it
+        is over very many neighboring numbers, until the difference has changed by more.
     """
     size = torch.maximum(x.abs(), unit.clamp(max=1.0))
+    reach = PLACES * precision * size + share * unit
     angles = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-    turns = range(1, count + 1)
-    return [x + PLACES * precision * size * (turn * angles).cos() for turn in turns]
+    return [x + reach * (turn * angles).cos() for turn in range(1, count + 1)]
 
 
 def rounding_at(
@@ -82,9 +90,16 @@ def rounding_at(
         neighboring numbers of a narrow valley, and that is not counted.
     """
     x, value, gradient = point
-    near = nearby(x, unit, torch.finfo(x.dtype).eps, count)
+    share = APART * math.sqrt(min(enough, 1.0)) if enough < math.inf else 0.0
+    near = nearby(x, unit, torch.finfo(x.dtype).eps, count, share)
+    value = value - landscape.penalty(x)  # whose kinks are no rounding
     linear = [
-        abs(landscape.value(other) - value - float(gradient @ (other - x)))
+        abs(
+            landscape.value(other)
+            - landscape.penalty(other)
+            - value
+            - float(gradient @ (other - x))
+        )
         for other in near
     ]
     if not all(map(math.isfinite, linear)):
@@ -95,6 +110,7 @@ def rounding_at(
     for other in near:
         level, slope = landscape.slope(other)
         mean = (gradient + slope) / 2  # exact where the slope is linear
+        level = level - landscape.penalty(other)
         rest.append(abs(level - value - float(mean @ (other - x))))
     if not all(map(math.isfinite, rest)):
         return math.nan

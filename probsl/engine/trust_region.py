@@ -323,7 +323,7 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
         How far it is trusted next, 0 where no step was found, negative where a kink is
         in the way; and whether that was because the objective is not finite further on.
     """
-    walled = False
+    walled = doubted = False
     while True:
         trial, gain, distance = model.trial(radius)
         if not gain > 0 or torch.equal(trial, descent.x):
@@ -335,7 +335,11 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
             quality = quality_of(descent, model, gain, point)
             kinked = is_kink(descent, trial, gradient, gain)
             descent.kinks = descent.kinks + 1 if kinked else max(0, descent.kinks - 1)
-            if quality > BARELY and descent.believes(*point, careful=True):
+            good = quality > BARELY
+            if good and doubted and gain <= descent.resolution:
+                return 0.0, False  # all that could be believed is too small to matter
+            doubted = good and not descent.believes(*point, careful=True)
+            if good and not doubted:
                 descent.accept(*point)
                 further = next_radius(radius, distance, quality)
                 return -1.0 if descent.kinks > PATIENCE else further, False

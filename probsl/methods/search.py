@@ -141,7 +141,19 @@ def search_exactly(
         minimum.flattening,
         kinked=minimum.hessian is None and status is Status.CONVERGED and exact,
         redundant=redundant if status is Status.UNIDENTIFIED else None,
+        trouble=_unresolved(minimum),
     )
+
+
+def _unresolved(minimum: Minimum) -> str:
+    """Return a sentence about what rounding hides, if it does."""
+    if not minimum.hidden:
+        return ""
+    if minimum.x.dtype == torch.float32:
+        return "float32 cannot resolve this: center the data or use dtype=float64"
+    if minimum.outcome is End.STALLED:
+        return "float64 cannot resolve this: center and rescale the data"
+    return ""
 
 
 class Noisy(Protocol):
@@ -338,13 +350,14 @@ def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
 def _toward_edge(
     transform: Any, shape: torch.Size, part: Tensor, running: list[int]
 ) -> bool:
-    """Whether the constrained value stays put as coordinates run on."""
-    further = part.clone()
-    further[running] += 20 * part[running].sign()
-    here, there = (transform(p.reshape(shape)) for p in (part, further))
-    return bool(torch.allclose(here, there, rtol=0, atol=1e-3)) and not torch.equal(
-        part, here.reshape(-1)[: len(part)]
-    )
+    """Whether the constrained value has a finite limit as coordinates run on."""
+    near, far = part.clone(), part.clone()
+    near[running] += 20 * part[running].sign()
+    far[running] += 40 * part[running].sign()
+    here, there, yonder = (transform(p.reshape(shape)) for p in (part, near, far))
+    still = (yonder - there).abs() <= 1e-3 * (there - here).abs()
+    still |= torch.isclose(here, yonder, rtol=0, atol=1e-3)
+    return bool(still.all()) and not torch.equal(part, here.reshape(-1)[: len(part)])
 
 
 @contextmanager
