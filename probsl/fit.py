@@ -518,10 +518,18 @@ def fit(
         losses=outcome.losses,
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
-        note=outcome.note,
+        note="; ".join(filter(None, (outcome.note, _own_batches(problem, batch_size)))),
         compiled_from=outcome.compiled_from,
         basins=outcome.basins,
     )
+
+
+def _own_batches(problem: Problem, batch_size: int | None) -> str:
+    """Say of batches that the program asks for them itself."""
+    plate = problem.data_plate
+    if plate is None or batch_size is None or batch_size != problem.own_batch_size:
+        return ""
+    return f"batches of {batch_size} rows, as plate '{plate.name}' draws"
 
 
 @undisturbed

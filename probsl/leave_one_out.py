@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from probsl.fit import log_score
@@ -108,9 +109,17 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
         reason = "all its draws are the same"
     if reason:
         return FittedRows(score, None, reason)
-    weights = None if problem.weights is None else problem.weights.cpu().numpy()
+    weights = _weights(fit)
     left_out = leave_one_out(rows.cpu().numpy(), ratio.cpu().numpy(), weights)
     return FittedRows(score, left_out)
+
+
+def _weights(fit: Fit) -> np.ndarray[Any, Any] | None:
+    """Return how many rows each one counts as, None for one each."""
+    weights, scale = fit.problem.weights, fit.problem.row_scale
+    if weights is None:
+        return None if scale == 1.0 else np.full(fit.problem.size, scale)
+    return scale * weights.cpu().double().numpy()
 
 
 def _log_score(fit: Fit, seed: int) -> float:

@@ -247,15 +247,22 @@ def log_density(message: Any) -> Tensor:
 def refuse_unannotated(messages: Mapping[str, Any]) -> None:
     """Refuse discrete latents that the program does not ask to sum out."""
     for name, message in messages.items():
-        if (
-            not message["is_observed"]
-            and not is_continuous(message["fn"])
-            and message["infer"].get("enumerate") is None
-        ):
+        if message["is_observed"] or is_continuous(message["fn"]):
+            continue
+        infer = message["infer"]
+        if infer.get("enumerate") is None:
             raise ValueError(
                 f"latent site '{name}' is discrete and gradient descent cannot move "
                 'it; annotate it with infer={"enumerate": "parallel"}, or decorate '
                 "the program with pyro.infer.config_enumerate, to sum it out"
+            )
+        # Pyro draws these at random.
+        if infer["enumerate"] != "parallel" or infer.get("num_samples") is not None:
+            given = {n: infer[n] for n in ("enumerate", "num_samples") if n in infer}
+            raise ValueError(
+                f"latent site '{name}' is annotated with infer={given}, by which a "
+                "program draws it and does not sum it out; annotate it with "
+                'infer={"enumerate": "parallel"}'
             )
 
 

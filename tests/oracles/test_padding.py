@@ -172,6 +172,21 @@ def test_a_sum_has_one_scale(scale, said):
         probsl.fit(program, {"y": Y[:, 0]}, probsl.MLE())
 
 
+@pytest.mark.parametrize(
+    "infer",
+    [{"enumerate": "sequential"}, {"enumerate": "parallel", "num_samples": 4}],
+)
+def test_what_would_be_drawn_is_not_summed_out(infer):
+    def program(y):
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(p), infer=infer)
+            pyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 'z'.*draws it.*\"parallel\""):
+        probsl.fit(program, {"y": Y[:, 0]}, probsl.MLE())
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_a_mask_of_one_truth_around_an_enumerated_latent(mask):
     @config_enumerate

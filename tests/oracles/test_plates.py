@@ -184,6 +184,8 @@ def test_a_fit_of_a_subsample_takes_batches_and_scores_all_rows(program, data):
     method = probsl.MAP(tolerance=0.1) if quick else probsl.MAP(max_steps=10)
     fit = probsl.fit(program, data, method, batch_size=size)
     assert fit.steps >= 10  # not the search over all rows
+    asked = "batches of 10 rows, as plate 'data' draws"
+    assert (asked in fit.note) == (program is not external)
     if quick:
         assert_allclose(fit.point()["w"], SLOPE, atol=0.01)
     here = {"w": fit.point()["w"]}
@@ -215,6 +217,23 @@ def test_batches_made_outside_stand_for_as_many_rows_as_the_plate_has():
     fit = probsl.fit(external, few, probsl.MAP())
     x, y = few.values()
     assert_allclose(fit.point()["w"], (x @ y) / (x @ x + 12 / SIZE), atol=1e-6)
+
+
+def test_leaving_out_a_row_leaves_out_all_that_it_stands_for():
+    few = {name: value[:12] for name, value in XY.items()}
+    stands = probsl.fit(external, few, probsl.SVI())
+    problem = Problem.build(external, few)
+    assert problem.row_scale == SIZE / 12
+    found = probsl.compare({"fit": stands}).left_out["fit"]
+    x, y = few.values()
+    # The posterior of the slope without a row, and its predictive density of that row.
+    precision = 1 + SIZE / 12 * ((x @ x) - x**2)
+    mean = SIZE / 12 * ((x @ y) - x * y) / precision
+    exact = dist.Normal(mean * x, (1 + x**2 / precision).sqrt()).log_prob(y)
+    # A thousand weighted draws: some thousandths of a nat where the weights are even.
+    even = found.k_rows < 0.5
+    assert even.sum() >= 10
+    assert_allclose(found.elpd_rows[even], exact[even], atol=0.03)
 
 
 def test_a_loader_brings_batches_to_a_plate_that_names_their_number():
