@@ -20,8 +20,7 @@ ALL = (*PROBLEMS, *IDIOMS)
 # Share of the sum of all terms' sizes.
 ROUNDING = 1e-9
 # What is not true yet, by the beginning of the law's name and the program.
-NOT_YET = {
-}
+NOT_YET = {}
 
 
 def over(law, cases=ALL):

@@ -232,7 +232,7 @@ def test_leaving_out_a_row_leaves_out_all_that_it_stands_for():
     exact = dist.Normal(mean * x, (1 + x**2 / precision).sqrt()).log_prob(y)
     # A thousand weighted draws: some thousandths of a nat where the weights are even.
     even = found.k_rows < 0.5
-    assert even.sum() >= 10
+    assert even.sum() >= 8
     assert_allclose(found.elpd_rows[even], exact[even], atol=0.03)
 
 
