@@ -12,7 +12,6 @@ import torch
 
 from probsl.fit import Fit
 from probsl.isolation import undisturbed
-from probsl.methods.method_options import prior_weights
 from probsl.options import whole_number
 from probsl.predict import (
     deterministics,
@@ -24,7 +23,7 @@ from probsl.predict import (
 from probsl.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from torch import Tensor
 
@@ -40,10 +39,14 @@ Group = dict[str, Named]
 
 @runtime_checkable
 class KnowsDensity(Protocol):
-    """A posterior that can tell how probable its own draws are."""
+    """A posterior that knows how probable its own draws are, and ought to be."""
 
     def log_density(self, count: int, seed: int) -> Tensor:
         """Return the log density, ``[count]``, of what `draw` returns."""
+        ...
+
+    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the log density that it approximates, at values of the latents."""
         ...
 
 
@@ -201,12 +204,7 @@ class _Collector:
         plain, posterior = self._problem.reweighted(None), self._fit.posterior
         stats = {"lp": self._mapped(lambda v: plain.log_density(v, self._own))}
         if isinstance(posterior, KnowsDensity):
-            weights = prior_weights(
-                self._problem, getattr(self._fit.method, "prior_weight", 1.0)
-            )
-            stats["log_p"] = self._mapped(
-                lambda v: self._problem.log_density(v, self._own, prior_weights=weights)
-            )
+            stats["log_p"] = self._mapped(posterior.log_target)
             stats["log_q"] = posterior.log_density(self._count, self._seed)
         return {name: ((), _numpy(value)) for name, value in stats.items()}
 

@@ -11,7 +11,6 @@ import torch
 
 from probsl.fit import log_score
 from probsl.groups import KnowsDensity
-from probsl.methods.method_options import prior_weights
 from probsl.predict import map_draws
 from probsl.psis import LeaveOneOut, leave_one_out
 
@@ -138,13 +137,11 @@ def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
     """Return the log density of each row, and of p over q, at each draw."""
     problem, posterior = fit.problem, fit.posterior
     own = {name: value.detach() for name, value in posterior.own.items()}
-    corrected = isinstance(posterior, KnowsDensity)
-    priors = prior_weights(problem, getattr(fit.method, "prior_weight", 1.0))
 
     def densities(draw: Draws) -> Draws:
         found = {"rows": problem.log_likelihood_rows(draw, own)}
-        if corrected:
-            found["p"] = problem.log_density(draw, own, prior_weights=priors)
+        if isinstance(posterior, KnowsDensity):
+            found["p"] = posterior.log_target(draw)
         return found
 
     evaluating = problem.program.evaluating()

@@ -15,7 +15,7 @@ from probsl.scoring import Batch, total, weighed_terms
 from probsl.supports import bijection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from probsl.methods.guides import Guide
     from probsl.problem import Problem
@@ -33,6 +33,8 @@ class GuidePosterior:
         Own parameter of the program -> unconstrained value.
     guide_own
         Own parameter of the guide -> unconstrained value.
+    prior_weights
+        Site -> factor of its log prior in the density that the guide approximates.
     """
 
     is_point = False
@@ -43,8 +45,10 @@ class GuidePosterior:
         guide: Guide,
         guide_own: dict[str, Tensor],
         own: dict[str, Tensor],
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.own = own
+        self.prior_weights = dict(weights or {})
         self.guide_own = guide_own
         self._problem = problem
         self._guide = guide
@@ -67,6 +71,15 @@ class GuidePosterior:
     def log_density(self, count: int, seed: int) -> Tensor:
         """Return the guide's log density, ``[count]``, at what `draw` returns."""
         return self._independent(self._log_density, count, seed)["log_q"]
+
+    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the log density that the guide approximates, at values of the latents.
+
+        It has the weights of priors and rows that the fit had, whichever method asked
+        for it, and is a scalar.
+        """
+        own = {name: value.detach() for name, value in self.own.items()}
+        return self._problem.log_density(values, own, prior_weights=self.prior_weights)
 
     def _independent(
         self, function: Callable[[], dict[str, Tensor]], count: int, seed: int

@@ -145,7 +145,7 @@ class SVI:
             found = _with_noise(self, run, bound, noise)
             note = "; ".join(filter(None, [why, found.trouble]))
         values = bound.layout.unconstrained(found.x.detach())
-        posterior = GuidePosterior(problem, guide, *bound.split(values))
+        posterior = GuidePosterior(problem, guide, *bound.split(values), weights)
         sites = found.sites
         if found.status is Status.NONFINITE:
             sites = posterior.broken_sites() or sites
