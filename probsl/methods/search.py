@@ -19,6 +19,8 @@ from probsl.engine.minimize import Minimum, minimize
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.stochastic import Ending, Settled, settle
 from probsl.fit import Run, Status
+from probsl.isolation import own_generator
+from probsl.random_functions import independent_draws
 from probsl.scoring import Scoring
 from probsl.sites import Role
 
@@ -224,7 +226,7 @@ def search_noisily(
         warnings.warn(obstacle, UserWarning, stacklevel=2)
     with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
         settled: Settled = settle(
-            objective,
+            _drawing(objective) if obstacle else objective,
             start,
             feed=_feed(problem, run, None if obstacle else noise, draws),
             optimizer=method.optimizer,
@@ -248,6 +250,16 @@ def search_noisily(
         compiled_from=settled.compiled_from,
         trouble=obstacle or settled.trouble,
     )
+
+
+def _drawing(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return an objective whose random numbers no other thread moves."""
+
+    def drawn(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        with independent_draws(own_generator):
+            return objective(x, given)
+
+    return drawn
 
 
 def batch_at(problem: Problem, given: Mapping[str, Tensor]) -> Batch:

@@ -345,6 +345,9 @@ DRAWING = {
     **{name: CALLS[name] for name in (*QUICK, "draw", "fit by SVI")},
     "predictions of counts": lambda fits: fits["counts"].predict(COUNTS, draws=20),
     "draws of a gamma": lambda fits: fits["counts"].draw(20),
+    "fit by draws of a gamma": lambda fits: probsl.fit(
+        gammas, COUNTS, probsl.SVI(gamma_guide, optimizer=torch.optim.Adam, max_steps=9)
+    ).point(),
 }
 
 
