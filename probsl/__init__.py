@@ -1,7 +1,5 @@
 """Probabilistic supervised learning: one Pyro program, fitted by MLE, MAP and SVI."""
 
-# Before all that imports torch or Pyro.
-import probsl.dependencies  # noqa: F401
 from probsl.compare import Comparison, compare
 from probsl.fit import Fit, Status, fit, log_score
 from probsl.inference_data import to_arviz

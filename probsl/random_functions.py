@@ -118,7 +118,7 @@ class NoiseMode(TorchFunctionMode, ABC):
         torch call: nothing then need be mutated, which vmap and compilers prefer. One
         that is alive by then is written after all.
         """
-        if target._is_view():
+        if _is_view(target):
             return target.copy_(value)
         self._unwritten.append((weakref.ref(target), value))
         return value
@@ -129,6 +129,12 @@ class NoiseMode(TorchFunctionMode, ABC):
             target = reference()
             if target is not None:
                 target.copy_(value)
+
+
+def _is_view(tensor: Tensor) -> bool:
+    """Whether a tensor shares its memory with another; yes where nobody knows."""
+    asked = getattr(tensor, "_is_view", None)
+    return asked is None or bool(asked())
 
 
 class Supply(NoiseMode):
@@ -297,10 +303,15 @@ _ANSWERS: dict[Function, Function] = {
 # Others are found by what they do to torch's generator, which takes longer to see, and
 # which another thread may have moved.
 SAMPLERS = frozenset(
-    {torch._standard_gamma, torch._sample_dirichlet, torch.poisson, torch.binomial}
-    | {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
-    | {torch.multinomial, Tensor.multinomial, Tensor.random_}
+    {torch.poisson, torch.binomial, torch.bernoulli, Tensor.bernoulli}
+    | {Tensor.bernoulli_, torch.multinomial, Tensor.multinomial, Tensor.random_}
     | {torch.randint, torch.randint_like, torch.randperm}
+    # Not public in torch, which may come to call them something else.
+    | {
+        getattr(torch, name)
+        for name in ("_standard_gamma", "_sample_dirichlet")
+        if hasattr(torch, name)
+    }
 )
 
 
@@ -380,9 +391,10 @@ class _Dirichlet:
         self._original = original
 
     def apply(self, concentration: Tensor) -> Tensor:
-        if concentration.requires_grad and torch.is_grad_enabled():
+        sampler = getattr(torch, "_sample_dirichlet", None)
+        if sampler is None or (concentration.requires_grad and torch.is_grad_enabled()):
             return self._original.apply(concentration)  # type: ignore[no-any-return]
-        return torch._sample_dirichlet(concentration)
+        return sampler(concentration)  # type: ignore[no-any-return]
 
 
 class _Batched(TorchFunctionMode):
@@ -395,14 +407,16 @@ class _Batched(TorchFunctionMode):
         self._generator = generator
 
     def __enter__(self) -> Self:
-        self._original = dirichlet._Dirichlet
-        dirichlet._Dirichlet = _Dirichlet(self._original)  # type: ignore[misc,assignment]
+        self._original = getattr(dirichlet, "_Dirichlet", None)
+        if self._original is not None:  # else torch has another name for it by now
+            vars(dirichlet)["_Dirichlet"] = _Dirichlet(self._original)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        dirichlet._Dirichlet = self._original  # type: ignore[misc]
+        if self._original is not None:
+            vars(dirichlet)["_Dirichlet"] = self._original
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None

@@ -10,8 +10,10 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import _InverseTransform
+from torch.distributions.transforms import ExpTransform
 
+# Torch keeps the name of this class to itself.
+_InverseTransform = type(ExpTransform().inv)
 _Parts = Distribution | Transform | Constraint
 
 

@@ -1,11 +1,14 @@
 """Every test starts from one seed, and leaves the process as it was."""
 
+import itertools
 import os
 
 import pyro
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from probsl.engine.stochastic import settle
 
 # They are run by hand, in an environment of their own.
 collect_ignore = ["benchmarks"]
@@ -33,3 +36,13 @@ def own_random_numbers_and_no_leftovers():
         yield
     after = {name: id(value) for name, value in store.named_parameters()}
     assert after == before, "the test changed Pyro's global parameter store"
+
+
+@pytest.fixture(autouse=True)
+def a_clock_of_its_own(monkeypatch):
+    """Let each block of noisy steps seem to take half a second, on any machine.
+
+    The clock decides whether steps are compiled, and on a busy machine otherwise.
+    """
+    clock = itertools.count(0.0, 0.5).__next__
+    monkeypatch.setitem(settle.__kwdefaults__, "clock", clock)

@@ -47,6 +47,14 @@ def adam_options(made: torch.optim.Optimizer) -> AdamOptions | None:
     return AdamOptions(group["lr"], tuple(group["betas"]), group["eps"])
 
 
+def _feasible(state: Tensor) -> Tensor:
+    """Return a state whose sums of squares are such."""
+    rows = list(state)
+    for row in (_SECOND, _SQUARES):
+        rows[row] = rows[row].abs() + 0.01
+    return torch.stack(rows)
+
+
 class AdamWalk:
     """Steps of Adam, whose whole arithmetic is one function of tensors.
 
@@ -77,7 +85,8 @@ class AdamWalk:
         self._feed = feed
         self._names: list[str] = []
         self._window = 0
-        self.step = Step(self._advance, compared=lambda r: (r[0][_FIRST], r[1]))
+        # Row by row, since each has a size of its own.
+        self.step = Step(self._advance, compared=lambda r: (*r[0], r[1]))
         state = start.detach().new_zeros(6, len(start))
         state[_X] = state[_MEAN] = start.detach()
         self._start_state = state
@@ -109,7 +118,7 @@ class AdamWalk:
         self._names = list(given)
         inputs = [self._schedule(), *given.values()]
         if self._walk is None:
-            self._walk = Walk(self.step, self._start_state, inputs)
+            self._walk = Walk(self.step, self._start_state, inputs, _feasible)
         else:
             self._walk.load(inputs)
 

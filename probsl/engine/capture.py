@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_arg
+
+from probsl.engine.agreement import agree, value_at
+from probsl.engine.obstacles import CaptureError
+from probsl.engine.reading import Reading, reason_without_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
 # What is computed from constants is kept as a constant, up to this many elements.
 _FOLDED_ELEMENTS = 10_000_000
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
-
-
-class CaptureError(RuntimeError):
-    """A function that no graph can stand for; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,7 @@ def capture(
     >>> len(captured.constants)
     1
     """
-    try:
-        traced = make_fx(function)(*examples[0])
-        # Compilers, and the folding below, take it that nothing is written in place.
-        graph = make_fx(torch.func.functionalize(traced, remove="mutations"))(
-            *examples[0]
-        )
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CaptureError(f"it cannot be traced ({reason})") from error
+    graph, read = _recorded(function, examples[0])
     _fold(graph)
     _number_masks(graph)
     captured = Capture(graph, _lift(graph))
@@ -109,40 +99,38 @@ def capture(
             continue
         if found is None or not agree(compared(found), expected):
             raise CaptureError(
-                "its operations change with the values of its latents, or it draws "
-                "random numbers of its own"
+                read
+                or "the operations of the program change with the values of its "
+                "latents, or it draws random numbers of its own"
             )
     return captured
 
 
-def value_at(
+def _recorded(
     function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]
-) -> tuple[Tensor, ...] | None:
-    """Return the results of a function, None where a matrix has no factor."""
+) -> tuple[GraphModule, str]:
+    """Return the graph of one run, and what it read in silence, in words."""
+    # Not a public name of torch: where it is missing the steps are as they were.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    reading = Reading()
+
+    def read(*given: Tensor) -> tuple[Tensor, ...]:
+        with reading:
+            return function(*given)
+
     try:
-        return function(*arguments)
-    except LinAlgError:
-        return None
-
-
-def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether two lists of tensors are equal up to rounding.
-
-    Rounding is measured against the largest entry: sums cancel.
-    """
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return False
-        finite = other.isfinite()
-        if not torch.equal(finite, one.isfinite()):
-            return False
-        values = other[finite]
-        if values.numel():
-            tolerance = torch.finfo(other.dtype).eps ** 0.6
-            limit = tolerance * max(float(values.abs().max()), 1e-3)
-            if float((one[finite] - values).abs().max()) > limit:
-                return False
-    return True
+        traced = make_fx(read)(*arguments)
+    except Exception as error:
+        reason = reason_without_graph(error)
+        if not reason:  # torch failed, not the program
+            raise
+        raise CaptureError(reason) from error
+    # Compilers, and the folding below, take it that nothing is written in place.
+    return (
+        make_fx(torch.func.functionalize(traced, remove="mutations"))(*arguments),
+        reading.silent,
+    )
 
 
 def _fold(graph: GraphModule) -> None:
@@ -197,7 +185,7 @@ def _computed(node: Node, constants: dict[Node, Any]) -> Any:
     def real(argument: Any) -> Any:
         return constants.get(argument, argument)
 
-    values, options = pytree.tree_map(real, (node.args, node.kwargs))
+    values, options = map_arg(node.args, real), map_arg(node.kwargs, real)
     return node.target(*values, **options)  # type: ignore[operator]
 
 

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from probsl.engine.small_matrices import drop_checks, written_out
 
@@ -126,8 +122,14 @@ def _compile(
 ) -> Any:
     """Compile a graph; to a CUDA graph where `fixed` says which inputs stay."""
     with _quiet():
+        # None of these is a public name of torch; where one is missing, or works in
+        # another way, whoever asks for compiled code goes on without.
+        from torch._guards import TracingContext, tracing
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]

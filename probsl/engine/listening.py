@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from probsl.engine.obstacles import ReplayError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -18,10 +20,6 @@ _COMMENT = re.compile(r"#.*")
 # Methods of buffers that read numbers into Python, or write where nobody listens.
 _UNHEARD = re.compile(r"\b(buf|arg)\d\w*\.(?!size\b|stride\b)\w+\(")
 _LOOPS = "cpp_fused"
-
-
-class ReplayError(RuntimeError):
-    """A compiled function whose calls cannot be repeated."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,14 @@ class Call:
         What is called.
     arguments, options
         What it is given.
+    library
+        Whether it computes by a library rather than by a compiled loop.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    library: bool = True
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensors it is given, also those in lists."""
@@ -84,7 +85,7 @@ def listen(
 
 def _loop(loop: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
     def listening(*given: Any) -> Any:
-        calls.append(Call(loop, given))
+        calls.append(Call(loop, given, library=False))
         return loop(*given)
 
     return listening
@@ -102,7 +103,9 @@ class _Kernels:
 
         def listening(*given: Any, **options: Any) -> Any:
             if "out" not in options:
-                raise ReplayError(f"{name} makes a new tensor at each run")
+                raise ReplayError(
+                    f"it calls {name}, which makes a new tensor each time"
+                )
             self._calls.append(Call(kernel, given, options))
             return kernel(*given, **options)
 
@@ -126,7 +129,7 @@ class _Unknown:
         self.__dict__.update(known)
 
     def __getattr__(self, name: str) -> Any:
-        raise ReplayError(f"{name} may do anything")
+        raise ReplayError(f"it calls {name}, which may do anything")
 
 
 class _Operations:
@@ -175,13 +178,15 @@ def _repeated(
     if {torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape} & {
         *form.tags
     }:
-        raise ReplayError(f"{form} makes something else at each run")
+        raise ReplayError(
+            f"it calls {form}, whose result has numbers or a size of its own each time"
+        )
     if schema.is_mutable or not schema.returns:
         return [Call(form, given, options)]
     call = Call(form, given, options)
     made = result if isinstance(result, tuple) else (result,)
     if not all(map(torch.is_tensor, made)):
-        raise ReplayError(f"{form} makes something else than tensors")
+        raise ReplayError(f"it calls {form}, which makes other things than tensors")
     held = {tensor.untyped_storage().data_ptr() for tensor in call.tensors()}
     if all(tensor.untyped_storage().data_ptr() in held for tensor in made):
         return []  # views of memory that stays where it is
@@ -201,4 +206,4 @@ def _writing(form: Any) -> tuple[Any, list[str]]:
         alike = kinds(other._schema) == kinds(form._schema)
         if alike and len(written) == len(form._schema.returns):
             return other, written
-    raise ReplayError(f"{form} cannot write to given tensors")
+    raise ReplayError(f"it calls {form}, which cannot write to given tensors")

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from probsl.engine.curvature import Landscape, curvature_scale
 from probsl.engine.descent import array
-from probsl.engine.vectorized import single, slopes_of
+from probsl.engine.vectorized import each_tensor, single, slopes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +180,7 @@ class Lockstep:
         """Return what tells the active ones apart."""
         if self._extra is None or len(self.active) == len(self._all_x):
             return self._extra
-        return tree_map(lambda tensor: tensor[self.active], self._extra)
+        return each_tensor(lambda tensor: tensor[self.active], self._extra)
 
     def _aim(self, fresh: Tensor, lost: Tensor | None = None) -> None:
         """Give those without a line a new one, and let go who has arrived."""

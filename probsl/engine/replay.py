@@ -4,24 +4,31 @@ What inductor compiles is a few machine-code loops and a Python function that ma
 buffers, checks shapes, and calls them. For small problems that function takes longer
 than the loops. As all shapes are fixed, it is run once and listened to: the calls it
 made are then repeated, with the numbers of each step in place of the first ones.
+
+None of that is promised by torch, so a replay is trusted only once it has made the
+steps of the function itself, from several states and at several places.
 """
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probsl.engine.driver import Driver, DriverError
-from probsl.engine.listening import Call, ReplayError, listen
+from probsl.engine.agreement import agree, equal
+from probsl.engine.listening import Call, listen
+from probsl.engine.obstacles import ReplayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Replay", "ReplayError"]
+    # A step at some place.
+    Bound = Callable[[], Any]
+
+__all__ = ["Replay"]
 
 
 class Replay:
@@ -53,56 +60,52 @@ class Replay:
 
     def __init__(
         self,
-        function: Any,
+        function: Callable[[list[Tensor]], Any],
         state: Tensor,
         places: Sequence[Sequence[Tensor]],
         losses: Tensor,
         constants: Sequence[Tensor],
     ) -> None:
+        self._function = function
+        self._places = places
+        self._losses = losses
+        self._constants = constants
         self._states = (state.clone(), torch.empty_like(state))
-        # The next place of the block, and which of the states is the last one.
-        self._progress = (ctypes.c_int64 * 2)(0, 0)
+        # One number that changes with each whole step: the last bit says which of the
+        # states is the last one, and the offset at which place that is.
+        self._taken = self._offset = 0
         first = [state.clone(), *(given.clone() for given in places[0])]
-        calls, results = listen(function, [*first, *constants])
+        self._calls, results = listen(function, [*first, *constants])
         after, loss = results
         roles = {_storage(tensor): i for i, tensor in enumerate(first)}
         roles[_storage(after)] = _AFTER
         roles[_storage(loss)] = _LOSS
-        _check_roles(first, results, roles, calls, constants)
-
-        def owners(place: int, turn: int) -> dict[int, Tensor]:
-            """Return what takes the place of the first tensors."""
-            given = {i + 1: tensor for i, tensor in enumerate(places[place])}
-            states = {0: self._states[turn], _AFTER: self._states[1 - turn]}
-            return {**given, **states, _LOSS: losses[place]}
-
-        varying = [any(_storage(t) in roles for t in c.tensors()) for c in calls]
-        fixed = [partial(c.function, *c.arguments, **c.options) for c in calls]
-
-        def bound(place: int, turn: int) -> list[partial[Any]]:
-            mine = owners(place, turn)
-            return [
-                _placed_call(call, roles, mine) if varies else same
-                for call, varies, same in zip(calls, varying, fixed, strict=True)
-            ]
-
-        self._bound = cache(bound)
-        blocks = [[owners(i, turn) for turn in (0, 1)] for i in range(len(places))]
-        self._driver = _driver(calls, roles, blocks)
+        _check_roles(first, results, roles, self._calls, constants)
+        self._roles = roles
+        # Calls whose arguments are the same at each place, made once.
+        self._fixed = [
+            None
+            if any(_storage(tensor) in roles for tensor in call.tensors())
+            else partial(call.function, *call.arguments, **call.options)
+            for call in self._calls
+        ]
+        # Turn -> place -> calls, made when they are first needed.
+        self._bound: tuple[list[Bound | None], ...]
+        self._bound = tuple([None] * len(places) for _ in self._states)
 
     @property
     def state(self) -> Tensor:
         """The state after the last whole step; a view, which later steps change."""
-        return self._states[self._progress[1]]
+        return self._states[self._taken & 1]
 
     @property
     def place(self) -> int:
         """The next place of the block."""
-        return self._progress[0]
+        return self._taken - self._offset
 
     @place.setter
     def place(self, place: int) -> None:
-        self._progress[0] = place
+        self._offset = self._taken - place
 
     def set(self, state: Tensor) -> None:
         """Go on from another state."""
@@ -110,25 +113,86 @@ class Replay:
 
     def skip(self) -> None:
         """Leave out the step at the next place: its state is that before it."""
-        place, turn = self._progress
-        self._states[1 - turn].copy_(self._states[turn])
-        self._progress[:] = [place + 1, 1 - turn]
+        self._states[1 - (self._taken & 1)].copy_(self.state)
+        self._taken += 1
 
     def run(self, stop: int) -> None:
         """Take the steps from the next place up to `stop`.
 
         An interrupt leaves the last whole step.
         """
-        driver, progress = self._driver, self._progress
-        while driver is not None and progress[0] < stop and driver(progress, stop):
-            pass
-        # A loop that threw an exception throws it again from Python.
-        place, turn = progress
-        while place < stop:
-            for call in self._bound(place, turn):
-                call()
-            place, turn = place + 1, 1 - turn
-            progress[:] = [place, turn]
+        offset, bound = self._offset, self._bound
+        for taken in range(self._taken, stop + offset):
+            step = bound[taken & 1][taken - offset]
+            if step is None:
+                step = self._bind(taken - offset, taken & 1)
+            step()
+            self._taken = taken + 1
+
+    def _bind(self, place: int, turn: int) -> Bound:
+        """Put what a place is given, and its states, into the place of the first."""
+        owners = dict(enumerate(self._places[place], 1))
+        owners |= {0: self._states[turn], _AFTER: self._states[1 - turn]}
+        owners[_LOSS] = self._losses[place]
+        calls = [
+            fixed or _placed_call(call, self._roles, owners)
+            for call, fixed in zip(self._calls, self._fixed, strict=True)
+        ]
+        step = calls[0] if len(calls) == 1 else partial(_one_by_one, calls)
+        self._bound[turn][place] = step
+        return step
+
+    def prove(self, examples: Sequence[Sequence[Tensor]]) -> None:
+        """Compare steps at several places with those of the function itself.
+
+        Afterwards state, place and what the places are given are as they were.
+
+        Parameters
+        ----------
+        examples
+            Several lists of a state and what a place gives.
+
+        Raises
+        ------
+        ReplayError
+            If they differ: by a bit where one thread runs loops, else by more than
+            rounding, since threads add up in any order, and libraries may take another
+            way for numbers that lie elsewhere.
+        """
+        state, taken, offset = self.state.clone(), self._taken, self._offset
+        last = len(self._places) - 1
+        trials = [*examples, *examples]
+        for i, (moved, *given) in enumerate(trials):
+            place = i * last // max(len(trials) - 1, 1)
+            mine = [*self._places[place], self._losses[place]]
+            kept = [tensor.clone() for tensor in mine]
+            try:
+                for tensor, other in zip(mine, given, strict=False):
+                    tensor.copy_(other)
+                for _ in self._states:  # from each in turn
+                    self.place = place
+                    self._prove_one(moved, given)
+            finally:
+                for tensor, other in zip(mine, kept, strict=True):
+                    tensor.copy_(other)
+        self._taken, self._offset = taken, offset
+        self.set(state)
+
+    def _prove_one(self, state: Tensor, given: Sequence[Tensor]) -> None:
+        """Compare the step at the next place, from some state."""
+        copies = [tensor.clone() for tensor in (state, *given)]
+        try:
+            expected = self._function([*copies, *self._constants])
+        except LinAlgError:  # a matrix without a factor, and so no step to compare
+            self.skip()
+            return
+        self.set(state)
+        place = self.place
+        self.run(place + 1)
+        found = (self.state, self._losses[place])
+        exact = torch.get_num_threads() == 1 and not any(c.library for c in self._calls)
+        if not (equal if exact else agree)(found, expected):
+            raise ReplayError("calls made again give other results")
 
 
 _AFTER, _LOSS = -1, -2
@@ -149,6 +213,11 @@ def _check_roles(
     made = all(_storage(r) in written and _storage(r) not in fixed for r in results)
     if not (distinct and whole and made):
         raise ReplayError("its results share their memory with its arguments")
+
+
+def _one_by_one(calls: Sequence[Bound]) -> None:
+    for call in calls:
+        call()
 
 
 def _placed_call(
@@ -172,37 +241,6 @@ def _placed(argument: Any, roles: dict[int, int], owners: dict[int, Tensor]) -> 
     owner = owners[role]
     offset = owner.storage_offset() + argument.storage_offset()
     return owner.as_strided(argument.size(), argument.stride(), offset)
-
-
-def _driver(
-    calls: Sequence[Call],
-    roles: dict[int, int],
-    blocks: Sequence[Sequence[dict[int, Tensor]]],
-) -> Driver | None:
-    """Return machine code that makes all the calls, if they are of loops alone."""
-    arguments = [a for call in calls for a in call.arguments]
-    if any(c.options for c in calls) or not all(map(torch.is_tensor, arguments)):
-        return None
-    starts = {
-        role: torch.tensor([[o[role].data_ptr() for o in turns] for turns in blocks])
-        for role in blocks[0][0]
-    }
-
-    def addresses(argument: Tensor) -> Tensor:
-        role = roles.get(_storage(argument))
-        if role is None:
-            return torch.full_like(starts[0], argument.data_ptr())
-        offset = int(argument.storage_offset()) * argument.element_size()
-        return starts[role] + offset
-
-    try:
-        return Driver(
-            [call.function for call in calls],
-            [len(call.arguments) for call in calls],
-            torch.stack([addresses(a) for a in arguments], -1),
-        )
-    except DriverError:
-        return None
 
 
 def _storage(tensor: Tensor) -> int:

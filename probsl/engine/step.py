@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from probsl.engine.agreement import OTHER_ORDER, agree, value_at
+from probsl.engine.obstacles import CaptureError, reason_of
+
 if TYPE_CHECKING:
     from probsl.engine.capture import Capture
     from probsl.engine.replay import Replay
@@ -52,7 +55,12 @@ class Step:
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """Return the function's results."""
         if self.form == "compiled":
-            return tuple(self.code([*arguments, *self.constants]))
+            try:
+                return tuple(self.code([*arguments, *self.constants]))
+            except LinAlgError:
+                raise
+            except Exception as error:
+                self.fall_back(error)
         if self._capture is not None:
             return self._capture(*arguments)
         return self._function(*arguments)
@@ -60,15 +68,15 @@ class Step:
     def trace(self, examples: Sequence[Sequence[Tensor]]) -> bool:
         """Go over to the graph, if it agrees with the function at the examples."""
         if self._capture is None and not self.trouble:
-            from probsl.engine.capture import CaptureError, capture
-
             try:
+                from probsl.engine.capture import capture
+
                 self._capture = capture(
                     self._function, examples, compared=self._compared
                 )
                 self.form = "graph"
-            except CaptureError as error:
-                self.give_up(f"the steps run eagerly, for {error}")
+            except Exception as error:
+                self.give_up(f"the steps are not compiled, because {reason_of(error)}")
         return self._capture is not None
 
     def compile(self, examples: Sequence[Sequence[Tensor]]) -> bool:
@@ -77,39 +85,39 @@ class Step:
             return True
         if not self.trace(examples) or self.trouble or self._capture is None:
             return False
-        from probsl.engine.capture import value_at
-        from probsl.engine.compiled import compiled
-
         try:
-            constants = self._laid_out(examples)
-            code = compiled(self._capture, examples[0], constants)
-            found = [
-                value_at(lambda *given: tuple(code([*given, *constants])), values)
-                for values in examples
-            ]
+            code = self._compiled(self._capture, examples)
         except Exception as error:  # whatever a compiler, or its absence, may raise
-            reason = str(error).strip().split("\n")[0]
-            self.give_up(f"the steps run without a compiler ({reason})")
-            return False
-        expected = [value_at(self._capture, values) for values in examples]
-        if not all(
-            _near(self._compared(one), self._compared(other))
-            for one, other in zip(found, expected, strict=True)
-            # Where a matrix has no factor, code for small ones may go on with NaN.
-            if one is not None and other is not None
-        ):
-            self.give_up("the steps run uncompiled, for compiled they give other sums")
+            self.give_up(f"the steps are not compiled, because {reason_of(error)}")
             return False
         self.form, self.code = "compiled", code
         return True
+
+    def _compiled(
+        self, captured: Capture, examples: Sequence[Sequence[Tensor]]
+    ) -> Callable[[list[Tensor]], Any]:
+        """Compile a graph, and compare what it gives with what the code gives."""
+        from probsl.engine.compiled import compiled
+
+        constants = self._laid_out(examples)
+        code: Callable[[list[Tensor]], Any] = compiled(captured, examples[0], constants)
+        for values in examples:
+            found = value_at(lambda *given: tuple(code([*given, *constants])), values)
+            expected = value_at(captured, values)
+            if not _alike(found, expected, self._compared):
+                raise CaptureError("compiled they give other results")
+        return code
 
     def is_compiled(self, examples: Sequence[Sequence[Tensor]]) -> bool:
         """Return whether compiled code of the graph is at hand, from an earlier fit."""
         if self._capture is None or self.trouble:
             return False
-        from probsl.engine.compiled import is_compiled
+        try:
+            from probsl.engine.compiled import is_compiled
 
-        return is_compiled(self._capture, examples[0], self._laid_out(examples))
+            return is_compiled(self._capture, examples[0], self._laid_out(examples))
+        except Exception:  # when it is to be compiled, that is tried and said
+            return False
 
     def _laid_out(self, examples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """Return the constants as compiled code reads them, copied once."""
@@ -120,19 +128,34 @@ class Step:
             self.constants = laid_out(self._capture.constants, device)
         return self.constants
 
+    def fall_back(self, error: Exception) -> None:
+        """Go back to the function, for compiled code has failed at some step."""
+        self.form, self._capture = "eager", None
+        self.give_up(
+            f"from some step on they are not compiled, because {reason_of(error)}"
+        )
+
     def give_up(self, trouble: str) -> None:
         """Say once why there is no faster form, and look for none."""
         self.trouble = trouble
         warnings.warn(trouble, UserWarning, stacklevel=2)
 
 
-def _near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether results agree as far as another order of summation lets them."""
-    for one, other in zip(found, expected, strict=True):
-        limit = torch.finfo(other.dtype).eps ** 0.5 * (float(other.abs().max()) + 1e-3)
-        if not bool(((one - other).abs() <= limit).all() or not other.isfinite().all()):
-            return False
-    return True
+def _alike(
+    found: tuple[Tensor, ...] | None,
+    expected: tuple[Tensor, ...] | None,
+    compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
+) -> bool:
+    """Whether compiled code gives what a graph gives; None is a matrix without factor.
+
+    Another order of summation is allowed for, and code for small matrices that goes on
+    with NaN where a library would stop.
+    """
+    if expected is None:
+        return found is None or not all(bool(f.isfinite().all()) for f in found)
+    if found is None:
+        return False
+    return agree(compared(found), compared(expected), OTHER_ORDER)
 
 
 class Walk:
@@ -147,10 +170,19 @@ class Walk:
     inputs
         What the places of a block give, each with one entry per place on its first
         axis. A block overwrites the one before.
+    feasible
+        Makes a state that may be of one that was moved at random; None leaves it.
     """
 
-    def __init__(self, step: Step, state: Tensor, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        step: Step,
+        state: Tensor,
+        inputs: Sequence[Tensor],
+        feasible: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.step = step
+        self._feasible = feasible
         self.inputs = [tensor.clone() for tensor in inputs]
         self.losses = state.new_full((len(inputs[0]),), torch.nan)
         self._done = 0
@@ -185,12 +217,22 @@ class Walk:
         """Take the steps of the block up to the place `stop`.
 
         A step at which a matrix has no factor is not made, as one that is not finite.
+        Calls that fail in another way are not repeated: the step is run as it is.
         """
         while self.done < stop:
             try:
                 self._run(stop)
             except LinAlgError:
                 self._skip()
+            except Exception as error:
+                if self._replay is None:
+                    raise
+                self._stop_replaying()
+                self.step.fall_back(error)
+
+    def _stop_replaying(self) -> None:
+        self._state, self._done = self.state.clone(), self.done
+        self._replay = None
 
     def _run(self, stop: int) -> None:
         if self._replay is not None:
@@ -223,22 +265,34 @@ class Walk:
             return False
         if self._state.device.type != "cpu":
             return True  # its launches are repeated already, as a graph of the device
-        from probsl.engine.replay import Replay, ReplayError
+        try:
+            self._replay = self._proven_replay()
+        except Exception as error:  # it is called as inductor made it, at some cost
+            reason = reason_of(error)
+            self.step.trouble = (
+                f"each compiled step is called by torch, because {reason}"
+            )
+        return True
+
+    def _proven_replay(self) -> Replay:
+        """Return the calls of the step, which have shown that they are the step."""
+        from probsl.engine.replay import Replay
 
         places = [
             [tensor[i] for tensor in self.inputs] for i in range(len(self.losses))
         ]
-        try:
-            self._replay = Replay(
-                self.step.code, self._state, places, self.losses, self.step.constants
-            )
-            self._replay.place = self._done
-        except ReplayError:
-            pass  # it is called as inductor made it, which takes some more time
-        return True
+        replay = Replay(
+            self.step.code, self._state, places, self.losses, self.step.constants
+        )
+        replay.prove(self._examples())
+        replay.place = self._done
+        return replay
 
     def _examples(self) -> list[list[Tensor]]:
-        return scattered(self.state, self.inputs)
+        examples = scattered(self.state, self.inputs)
+        if self._feasible is None:
+            return examples
+        return [[self._feasible(state), *given] for state, *given in examples]
 
 
 def scattered(point: Tensor, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -256,6 +310,17 @@ def scattered(point: Tensor, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
     for place in range(3):
         noise = torch.randn(point.shape, generator=generator, device="cpu")
         moved = point + 0.3 * noise.to(point) * (place > 0)
-        given = (tensor[min(place, len(tensor) - 1)].clone() for tensor in inputs)
+        given = (_entry(tensor, place) for tensor in inputs)
         examples.append([moved, *given])
     return examples
+
+
+def _entry(values: Tensor, place: int) -> Tensor:
+    """Return a copy of one entry; another order of the last one where there are less.
+
+    Integers, which may be places in a table by column, change places along one axis.
+    """
+    entry = values[min(place, len(values) - 1)].clone()
+    if place < len(values) or not entry.dim():
+        return entry
+    return entry.roll(place, -1 if entry.is_floating_point() else 0)

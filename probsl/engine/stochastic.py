@@ -91,6 +91,7 @@ def settle(
     compile: Compile = False,
     callback: Callback | None = None,
     every_step: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Settled:
     """Minimize the expectation of a noisy objective.
 
@@ -128,6 +129,8 @@ def settle(
         Called with step, objective, point and rate; a true answer ends the search.
     every_step
         Whether `callback` wants to see each step, or one of each block.
+    clock
+        Returns seconds; `compile="auto"` decides by it.
 
     Returns
     -------
@@ -162,7 +165,9 @@ def settle(
         walk = OptimizerWalk(
             objective, x, feed, optimizer=made, scheduler=scheduler, clip=clip_norm
         )
-    search = _Search(walk, feed, tolerance, compile, decays=scheduler is None)
+    search = _Search(
+        walk, feed, tolerance, compile, decays=scheduler is None, clock=clock
+    )
     watch = _Watch(callback, every_step=every_step)
     ending = Ending.MAX_STEPS
     before = Snapshot()
@@ -220,6 +225,7 @@ class _Search:
         compile: Compile,
         *,
         decays: bool,
+        clock: Callable[[], float],
     ) -> None:
         self.walk = walk
         self.losses: list[float] = []
@@ -228,6 +234,7 @@ class _Search:
         self._tolerance = tolerance
         self._compile = compile
         self._decays = decays
+        self._clock = clock
         self._stage = 0
         self._idle_windows = 0
         self._retreats = 0
@@ -253,13 +260,13 @@ class _Search:
         self.walk.load(self._feed.take())
         self._collected = 0
         stop = min(self._feed.places, max_steps - self.steps)
-        started = time.perf_counter()
+        started = self._clock()
         for place in range(1, stop + 1) if watch.every_step else (stop,):
             self.walk.run(place)
             self.collect()
             if watch(self.steps, self.losses[-1], self.walk.x, self.walk.rate):
                 return False
-        self._seconds += time.perf_counter() - started
+        self._seconds += self._clock() - started
         self._timed += stop
         return True
 

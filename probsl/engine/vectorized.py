@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from probsl.engine.curvature import Landscape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["single", "slopes_of", "vectorizes"]
+__all__ = ["each_tensor", "single", "slopes_of", "vectorizes"]
 
 
 def vectorizes(
@@ -32,7 +31,7 @@ def vectorizes(
     ends = [0, len(starts) - 1]
     starts = starts[ends]
     if extra is not None:
-        extra = tree_map(lambda tensor: tensor[ends], extra)
+        extra = each_tensor(lambda tensor: tensor[ends], extra)
     try:
         values, gradients = _vectorized(objective, starts, extra)
     except Exception:  # whatever is wrong with the objective itself shows without vmap
@@ -91,5 +90,24 @@ def single(
     """Return one of the objectives, as a function of a point [d] alone."""
     if extra is None:
         return objective
-    mine = tree_map(lambda tensor: tensor[index], extra)
+    mine = each_tensor(lambda tensor: tensor[index], extra)
     return lambda x: objective(x, mine)
+
+
+def each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Return a nesting of tuples, lists and dicts with another tensor for each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.engine.vectorized import each_tensor
+    >>> each_tensor(torch.neg, {"a": (torch.ones(1), torch.zeros(()))})
+    {'a': (tensor([-1.]), tensor(-0.))}
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: each_tensor(function, value) for name, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(each_tensor(function, value) for value in tree)
+    return tree

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from probsl.engine.obstacles import reason_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -71,7 +73,6 @@ class ManyDraws:
 
     def _by_graph(self, draws: Tensor) -> None:
         """Vectorize a graph of one run, if it agrees with the program elsewhere."""
-        from probsl.engine.capture import CaptureError, capture
 
         def one(x: Tensor, draw: Tensor) -> tuple[Tensor]:
             return (self._one(x, draw),)
@@ -80,6 +81,8 @@ class ManyDraws:
         elsewhere = start + 0.01 * torch.linspace(-1, 1, len(start)).to(start)
         examples = [[start, draws[0]], [elsewhere, draws[1]]]
         try:
+            from probsl.engine.capture import capture
+
             captured = capture(one, examples)
             _make_vectorizable(captured.graph)
             graph = torch.func.vmap(captured, in_dims=(None, 0))
@@ -88,8 +91,10 @@ class ManyDraws:
                 lambda x: torch.stack([self._one(x, z) for z in draws[:2]])
             )
             torch.testing.assert_close(found, expected)
-        except (CaptureError, RuntimeError, AssertionError) as error:
-            self.way, self.reason = "loop", str(error).strip().split("\n")[0]
+        except AssertionError:
+            self.way, self.reason = "loop", "vectorized it gives other results"
+        except Exception as error:  # whatever torch, which has no public way, may raise
+            self.way, self.reason = "loop", reason_of(error)
         else:
             self.way, self._graph = "graph", graph
 

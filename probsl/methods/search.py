@@ -219,7 +219,7 @@ def search_noisily(
     obstacle = ""
     if noise is not None and not noise.replayable:
         obstacle = (
-            "the steps run eagerly, for the program or the guide draws by "
+            "the steps are not compiled, because the program or the guide samples by "
             f"{noise.obstacle}"
         )
     if obstacle and run.compile not in ("auto", False):

@@ -1,6 +1,7 @@
 """Steps run from a graph, or from compiled code of it, are the same steps."""
 
 import functools
+import itertools
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +19,8 @@ import probsl
 from probsl.engine import compiled as engine_compiled
 from probsl.engine import replay
 from probsl.engine import step as engine
+from probsl.engine.obstacles import ReplayError
+from probsl.engine.stochastic import settle
 
 STEPS = 8
 METHODS = {
@@ -94,15 +97,16 @@ def test_steps_called_again_are_the_compiled_steps_bit_for_bit(name, monkeypatch
             made.append(self)
 
     def refused(*_):
-        raise replay.ReplayError("it is not wanted here")
+        raise ReplayError("it is not wanted here")
 
     monkeypatch.setattr(replay, "Replay", Replay)
     found = fit(compile=True)
-    assert made[0]._driver is not None
+    assert not any(call.library for call in made[0]._calls)
     monkeypatch.setattr(replay, "Replay", refused)
     expected = fit(compile=True)
     assert found.compiled_from == expected.compiled_from == 1
     assert torch.equal(found.losses, expected.losses)
+    assert "called by torch, because it is not wanted here" in expected.note
     eager = fit(compile=False)
     torch.testing.assert_close(found.losses, eager.losses)
 
@@ -114,21 +118,21 @@ def branching(y=None):
         pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
 
-def test_a_program_that_branches_on_a_latent_runs_eagerly_and_says_so():
+def test_a_program_that_branches_on_a_latent_is_not_compiled_and_says_so():
     y = torch.ones(5, dtype=DTYPE)
     method = METHODS["MAP"](max_steps=STEPS)
     expected = probsl.fit(branching, {"y": y}, method, compile=False)
-    with pytest.warns(UserWarning, match="eagerly"):
+    with pytest.warns(UserWarning, match="not compiled"):
         fit = probsl.fit(branching, {"y": y}, method, compile=True)
     assert torch.equal(fit.losses, expected.losses)
     assert fit.compiled_from is None
-    assert "eagerly" in fit.note
+    assert "not compiled" in fit.note
 
 
-def test_a_sequential_plate_runs_eagerly_and_says_so(traced_only):
+def test_a_sequential_plate_is_not_compiled_and_says_so(traced_only):
     case = problem("sequential plate")
     expected = losses(case, "MAP", compile=False)
-    with pytest.warns(UserWarning, match="eagerly"):
+    with pytest.warns(UserWarning, match="not compiled"):
         assert torch.equal(losses(case, "MAP", compile=True), expected)
 
 
@@ -140,19 +144,51 @@ def test_without_a_compiler_the_graph_runs_and_says_so(monkeypatch):
     monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
     case = problem("linear")
     expected = losses(case, "MAP", compile=False)
-    with pytest.warns(UserWarning, match="without a compiler .no C"):
+    with pytest.warns(UserWarning, match="not compiled, because torch .* no C"):
         found = losses(case, "MAP", compile=True)
     torch.testing.assert_close(found, expected)
 
 
-def test_the_clock_decides_when_to_compile(monkeypatch, traced_only):
+@pytest.fixture
+def seconds_a_block(monkeypatch):
+    """Return a function that sets how long each block of 250 steps seems to take.
+
+    Nothing is at hand that was compiled by an earlier test.
+    """
+    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+
+    def seem(seconds):
+        clock = itertools.count(0.0, seconds).__next__
+        monkeypatch.setitem(settle.__kwdefaults__, "clock", clock)
+
+    return seem
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked"),
+    # The 350 steps still to go are worth nothing, a graph, or a compiler.
+    [(1.0, []), (2.0, ["trace"]), (10.0, ["compile"])],
+)
+def test_the_clock_decides_when_to_compile(
+    seconds, asked, seconds_a_block, traced_only, monkeypatch
+):
+    calls = []
+
+    def noted(name, function):
+        def noting(*arguments):
+            calls.append(name)
+            return function(*arguments)
+
+        return noting
+
+    for name in ("compile", "trace"):
+        noting = noted(name, getattr(engine.Step, name))
+        monkeypatch.setattr(engine.Step, name, noting)
     case = problem("linear")
-    method = METHODS["MAP"](max_steps=600)
-    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 0.0)
-    fit = probsl.fit(case.program, case.data, method)
-    assert fit.compiled_from == 251
-    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 1e6)
-    assert probsl.fit(case.program, case.data, method).compiled_from is None
+    seconds_a_block(seconds)
+    fit = probsl.fit(case.program, case.data, METHODS["MAP"](max_steps=600))
+    assert calls == asked
+    assert fit.compiled_from == (251 if "compile" in asked else None)
 
 
 @pytest.mark.parametrize("compile", ["always", -1, 0.5, None])
@@ -162,10 +198,10 @@ def test_only_these_answers_to_compile_are_known(compile):
         losses(case, "MAP", compile=compile)
 
 
-def test_a_fit_that_the_clock_sped_up_can_be_repeated(monkeypatch):
+def test_a_fit_that_the_clock_sped_up_can_be_repeated(seconds_a_block):
     case = problem("linear")
     method = METHODS["SVI"](max_steps=600)
-    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 0.0)
+    seconds_a_block(10.0)
     fit = probsl.fit(case.program, case.data, method)
     again = probsl.fit(case.program, case.data, method, compile=fit.compiled_from)
     assert fit.compiled_from == again.compiled_from == 251
@@ -198,12 +234,10 @@ def test_a_path_over_prior_weights_is_compiled_once(name, monkeypatch):
     assert len({float(fit.losses[0]) for fit in fits}) == 3
 
 
-def test_code_that_is_at_hand_is_taken_sooner(monkeypatch):
+def test_code_that_is_at_hand_is_taken_sooner(seconds_a_block):
     case = problem("linear")
     method = METHODS["MAP"](max_steps=600)
-    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
-    monkeypatch.setattr("probsl.engine.stochastic._COMPILING", 1e6)
-    monkeypatch.setattr("probsl.engine.stochastic._TRACING", 0.0)
+    seconds_a_block(2.0)
     assert probsl.fit(case.program, case.data, method).compiled_from is None
     probsl.fit(case.program, case.data, method, compile=True)
     assert probsl.fit(case.program, case.data, method).compiled_from == 251

@@ -92,7 +92,7 @@ def test_losses_steps_and_seconds_are_told(pair):
     # Losses of noisy steps scatter about where the search is at rest.
     noise = 4 * float(fit.losses.std()) if pair.method.endswith("Adam") else 0.0
     assert fit.losses[-1] <= fit.losses[0] + noise
-    assert 0 < fit.seconds < 600
+    assert fit.seconds > 0
     assert fit.seed == 0
     assert fit.note or pair.is_point
 

@@ -63,15 +63,6 @@ def test_importing_probsl_imports_nothing_slow():
     assert [name for name in SLOW_IMPORTS if name in loaded] == []
 
 
-@pytest.mark.parametrize("state", ["enable", "disable"])
-def test_importing_probsl_leaves_garbage_collection_as_it_was(state):
-    code = f"import gc; gc.{state}(); import probsl; print(gc.isenabled())"
-    assert run("-c", code).strip() == str(state == "enable")
-    # What a program has frozen stays so, but for what it lets go.
-    code = "import gc; gc.freeze(); n = gc.get_freeze_count(); import probsl; "
-    assert run("-c", code + "print(gc.get_freeze_count() > n / 2)").strip() == "True"
-
-
 def test_every_module_has_a_name_that_says_what_it_holds():
     rooms = [path.relative_to(ROOT) for path in SOURCES]
     vague = [

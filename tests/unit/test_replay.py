@@ -1,10 +1,14 @@
-"""Steps whose calls are made again are the steps, whoever makes the calls."""
+"""Steps whose calls are made again are the steps."""
+
+import dataclasses
+import itertools
 
 import pytest
 import torch
 
-from probsl.engine import driver
-from probsl.engine.listening import ReplayError, _repeated
+from probsl.engine import replay as engine_replay
+from probsl.engine.listening import _repeated
+from probsl.engine.obstacles import ReplayError
 from probsl.engine.step import Step, Walk
 
 aten = torch.ops.aten
@@ -40,9 +44,10 @@ def walk(places=PLACES, *, compiled=True):
     return made
 
 
-def python_walk(**options):
+def plain_walk(**options):
+    """Return a walk whose compiled step is called as inductor made it."""
     made = walk(**options)
-    made._replay._driver = None
+    made._stop_replaying()
     return made
 
 
@@ -57,90 +62,152 @@ def equal(one, other):
     return all(map(torch.equal, one, other))
 
 
-def test_machine_code_drives_a_step_of_one_loop():
-    assert walk()._replay._driver is not None
-
-
 def test_steps_made_again_are_the_steps():
     torch.testing.assert_close(taken(walk()), taken(walk(compiled=False)))
 
 
-def test_machine_code_and_python_make_the_same_steps():
-    assert equal(taken(walk()), taken(python_walk()))
+def test_steps_made_again_are_those_of_plain_compiled_code_bit_for_bit():
+    assert equal(taken(walk()), taken(plain_walk()))
 
 
-@pytest.mark.parametrize("made", [walk, python_walk])
+@pytest.mark.parametrize("made", [walk, plain_walk])
 def test_steps_one_by_one_are_the_steps_of_a_block(made):
     assert equal(taken(made(), range(1, PLACES + 1)), taken(made()))
     assert equal(taken(made(), (3, 4, PLACES)), taken(made()))
 
 
-def test_slices_are_the_steps_of_a_block(monkeypatch):
-    expected = taken(walk())
-    monkeypatch.setattr(driver, "_SLICE", 0.0)
-    assert equal(taken(walk()), expected)
-
-
 def test_a_next_block_goes_on_from_the_last_state():
-    made, python = walk(), python_walk()
-    for one in (made, python):
+    made, plain = walk(), plain_walk()
+    for one in (made, plain):
         taken(one, (7,))
         one.load([torch.ones(PLACES, 4)])
         assert one.done == 0
         taken(one)
         one.set(torch.zeros(4))
         one.load([torch.ones(PLACES, 4)])
-    assert equal(taken(made), taken(python))
-
-
-def test_without_a_compiler_python_makes_the_calls(monkeypatch):
-    def no_compiler(*_, **__):
-        raise OSError("no C++ compiler was found")
-
-    expected = taken(walk())
-    driver._drive.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr("torch._inductor.codecache.CppCodeCache.load", no_compiler)
-        made = walk()
-    assert made._replay._driver is None
-    assert equal(taken(made), expected)
-
-
-def test_more_arguments_than_machine_code_knows_are_left_to_python(monkeypatch):
-    monkeypatch.setattr(driver, "_MOST_ARGUMENTS", 1)
-    assert walk()._replay._driver is None
+    assert equal(taken(made), taken(plain))
 
 
 def test_an_error_in_a_loop_is_raised_and_leaves_the_last_whole_step():
     divisors = torch.tensor([2, 3, 5, 0] * 10)
     made = Walk(Step(shared), torch.ones(3), [divisors])
     assert made.compile()
-    assert made._replay._driver is not None
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+    assert made._replay is not None
+    # The step itself is tried before the error is believed.
+    with (
+        pytest.warns(UserWarning, match="from some step on they are not compiled"),
+        pytest.raises(RuntimeError, match="ZeroDivisionError"),
+    ):
         made.run(PLACES)
     assert made.done == 3
     assert torch.equal(made.state, torch.full((3,), 7.0))
     assert made.losses[2] == 18
 
 
-def test_an_interrupt_leaves_the_last_whole_step(monkeypatch):
+def with_call(made, change):
+    """Put another function into the place of a step's call, unbound so far."""
+    (call,) = made._replay._calls
+    made._replay._calls[0] = dataclasses.replace(call, function=change(call.function))
+    for bound in made._replay._bound:
+        bound[:] = [None] * PLACES
+
+
+def test_a_call_that_fails_where_the_step_does_not_makes_steps_slower():
+    made, eager = walk(), walk(compiled=False)
+    count = itertools.count(1)
+
+    def breaking(function):
+        def broken(*arguments):
+            if next(count) == 4:
+                raise AssertionError("wrong size at dimension 0")
+            return function(*arguments)
+
+        return broken
+
+    with_call(made, breaking)
+    with pytest.warns(UserWarning, match="from some step on they are not compiled"):
+        made.run(PLACES)
+    assert "(AssertionError: wrong size at dimension 0)" in made.step.trouble
+    torch.testing.assert_close(taken(made), taken(eager))
+
+
+def test_an_interrupt_leaves_the_last_whole_step():
     expected = taken(walk(), (3,))
-    monkeypatch.setattr(driver, "_SLICE", 0.0)
     made = walk()
-    drive = made._replay._driver
+    count = itertools.count(1)
 
-    def interrupted(progress, stop):
-        going = drive(progress, stop)
-        if progress[0] == 3:
-            raise KeyboardInterrupt
-        return going
+    def interrupting(function):
+        def interrupted(*arguments):
+            function(*arguments)
+            if next(count) == 4:
+                raise KeyboardInterrupt
 
-    made._replay._driver = interrupted
+        return interrupted
+
+    with_call(made, interrupting)
     with pytest.raises(KeyboardInterrupt):
         made.run(PLACES)
     assert made.done == 3
     assert equal((made.state, made.losses[:3]), (expected[0], expected[1][:3]))
-    assert made.losses[3:].isnan().all()
+    assert made.losses[4:].isnan().all()
+    # The step that was broken off is made again.
+    assert equal(taken(made), taken(walk()))
+
+
+def storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def stale(place):
+    """Give a call for ever what it was given first in the place of one input."""
+
+    def lie(call, inputs, results):
+        mine = [storage(a) == storage(inputs[place]) for a in call.arguments]
+        assert any(mine)
+        arguments = [
+            a.clone() if m else a for a, m in zip(call.arguments, mine, strict=True)
+        ]
+        return dataclasses.replace(call, arguments=tuple(arguments))
+
+    return lie
+
+
+def idle(call, inputs, results):
+    return dataclasses.replace(call, function=lambda *_: None)
+
+
+def inexact(call, inputs, results):
+    """Let a call be wrong by one part in a million."""
+    places = [i for i, a in enumerate(call.arguments) if a is results[1]]
+    assert places
+
+    def function(*arguments):
+        call.function(*arguments)
+        arguments[places[0]].mul_(1 + 1e-6)
+
+    return dataclasses.replace(call, function=function)
+
+
+@pytest.mark.parametrize("places", [1, 2, PLACES])
+@pytest.mark.parametrize("lie", [stale(0), stale(1), idle, inexact])
+def test_calls_that_are_not_the_step_are_not_trusted(lie, places, monkeypatch):
+    honest = engine_replay.listen
+
+    def listen(function, arguments):
+        inputs = list(arguments)
+        (call,), results = honest(function, arguments)
+        return [lie(call, inputs, results)], results
+
+    made, plain = walk(places, compiled=False), plain_walk(places=places)
+    made.losses.fill_(7.0)
+    before = [tensor.clone() for tensor in (*made.inputs, made.state, made.losses)]
+    monkeypatch.setattr(engine_replay, "listen", listen)
+    assert made.compile()
+    assert made._replay is None
+    assert "called by torch, because calls made again give other" in made.step.trouble
+    # Nothing is left of the trial.
+    assert equal(before, (*made.inputs, made.state, made.losses))
+    assert equal(taken(made, (places,)), taken(plain, (places,)))
 
 
 def test_operations_without_a_loop_are_called_again_bit_for_bit():
@@ -148,9 +215,8 @@ def test_operations_without_a_loop_are_called_again_bit_for_bit():
     made, direct = (Walk(Step(factored), torch.ones(200), [given]) for _ in range(2))
     assert made.compile()
     assert direct.compile()
-    assert made._replay is not None
-    assert made._replay._driver is None
-    direct._replay = None
+    assert any(call.library for call in made._replay._calls)
+    direct._stop_replaying()
     assert equal(taken(made, (2, 6)), taken(direct, (2, 6)))
 
 

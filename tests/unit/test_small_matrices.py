@@ -111,10 +111,10 @@ def walk(function):
     return Walk(Step(function), torch.ones(3), [given])
 
 
-def test_a_step_on_small_matrices_is_one_stretch_of_machine_code():
+def test_a_step_on_small_matrices_is_made_of_loops_alone():
     made, eager = walk(small), walk(small)
     assert made.compile()
-    assert made._replay._driver is not None
+    assert not any(call.library for call in made._replay._calls)
     for one in (made, eager):
         one.run(40)
     torch.testing.assert_close(made.state, eager.state)
