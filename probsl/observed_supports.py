@@ -143,10 +143,17 @@ class Edge:
         The observed site.
     distance
         From each value that counts to the edge, positive inside [k].
+    unit
+        The last place of the largest value [k].
     """
 
     site: str
     distance: Tensor
+    unit: Tensor
+
+    def places(self) -> Tensor:
+        """Return the distances in units of the last place of the values."""
+        return self.distance / self.unit
 
 
 def edges(message: Any, value: Tensor, counts: Tensor | None) -> Iterator[Edge]:
@@ -169,13 +176,19 @@ def edges(message: Any, value: Tensor, counts: Tensor | None) -> Iterator[Edge]:
     for mask in _masks(message):
         counts = mask if counts is None else counts & mask
     shape = torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)
-    for distance in (value - ends[0], ends[1] - value):
-        if torch.is_tensor(distance) and distance.requires_grad:
-            far = distance.expand(shape)
+    for sign, end in ((1.0, ends[0]), (-1.0, ends[1])):
+        distance = sign * (value - end)
+        finite = torch.is_tensor(end) or math.isfinite(end)
+        if finite and distance.requires_grad:
+            largest = value.detach().abs().max()
+            places = torch.finfo(value.dtype).eps * largest.expand(value.shape)
+            far, unit = distance.expand(shape), places.expand(shape)
             if counts is not None:
                 kept = counts.reshape(*counts.shape, *[1] * support.event_dim)
-                far = far[kept.expand(shape)]
-            yield Edge(message["name"], far.reshape(-1))
+                kept = kept.expand(shape)
+                far, unit = far[kept], unit[kept]
+            smallest = torch.finfo(value.dtype).tiny
+            yield Edge(message["name"], far.reshape(-1), unit.reshape(-1) + smallest)
 
 
 def _masks(message: Any) -> Iterator[Tensor]:

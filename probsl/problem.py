@@ -39,7 +39,7 @@ from probsl.dry_run import (
 )
 from probsl.isolation import isolated
 from probsl.loaders import StreamedRows
-from probsl.observed_supports import is_bounded
+from probsl.observed_supports import Edge, edges, is_bounded
 from probsl.parameters import Functional, OwnParameter
 from probsl.places import Place
 from probsl.reached import leave_out_unreached
@@ -63,6 +63,7 @@ from probsl.visits import (
     is_computed,
     is_observation,
     log_density,
+    scored_value,
     visit,
 )
 
@@ -745,6 +746,31 @@ class Problem:
     def _priors(self) -> set[str]:
         """Names of the sites whose log density is no part of the likelihood."""
         return {s.name for s in self.sites if s.latent or s.scored}
+
+    def edges(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> list[Edge]:
+        """Return the edges of observed supports that move with the given values.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value.
+        own
+            Own parameter -> unconstrained value.
+        """
+        scoring = Scoring(values, {s.name for s in self.sites})
+        arguments = self.arguments.values
+        if self.named(Role.ENUMERATED):
+            named_terms(lambda: self.run(own, arguments), scoring, self._nesting())
+        else:
+            with scoring:
+                self.run(own, arguments)
+        counts, plate = None, self.data_plate
+        if self.weights is not None and plate is not None and plate.dim is not None:
+            counts = (self.weights > 0).reshape(-1, *[1] * (-plate.dim - 1))
+        messages = [scoring.messages[name] for name in self.moving]
+        return [e for m in messages for e in edges(m, scored_value(m), counts)]
 
     def _nesting(self) -> int:
         """Return how many axes on the right plates and batch shapes take."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from probsl.batch_checks import check_guide_batches
 from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
+from probsl.methods.bounded_guides import refuse_reaching, refuse_unbounded
 from probsl.methods.evidence_lower_bound import ELBO
 from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
 from probsl.methods.search import NEWTON_LIMIT, example_of
@@ -59,10 +60,12 @@ def prepared(
     ValueError
         If the guide cannot be trained on the problem.
     """
+    refuse_unbounded(problem, form)
     example = example_of(problem, run)
 
     def begun(beginning: Beginning) -> tuple[ELBO, NoiseRecord]:
         guide = prepare(problem, form, beginning)
+        refuse_reaching(problem, guide)
         _refuse_unweighable(problem, guide)
         if run.batch_size is not None:
             own = {p.name: p.start for p in guide.functional.own}

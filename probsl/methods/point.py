@@ -12,6 +12,7 @@ from torch import Tensor
 from probsl.engine.feed import NOISE
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
+from probsl.methods.edges import approach_edge
 from probsl.methods.method_options import (
     check_latent_names,
     check_options,
@@ -261,7 +262,8 @@ def _search_all(
     size = objective.layout.size
     noise = objective.noise(starts[0], example_of(problem, run))
     exact = noise is None and _is_exact(run, method, size, l1)
-    if exact and len(starts) > 1 and len(starts) * size <= _TOGETHER:
+    together = len(starts) > 1 and len(starts) * size <= _TOGETHER
+    if exact and together and not problem.moving:
         with watching(run, problem.size, method.max_steps) as callback:
             several = search_together(
                 smooth,
@@ -282,7 +284,8 @@ def _search_all(
     if exact and len(starts) == 1:
         found = search(starts[0])
         others = _further_starts(objective, run, OTHERS)
-        if size > NEWTON_LIMIT:
+        at_edge = bool(problem.moving) and found.status is Status.BOUNDARY
+        if size > NEWTON_LIMIT or at_edge:
             return Several(found, found.steps)
         return look_elsewhere(found, others, search, problem.size)
     several = search_in_turn(
@@ -317,7 +320,7 @@ def _search(
     smooth, l1 = objective.without_l1()
     if noise is None and _is_exact(run, method, len(start), l1):
         with watching(run, problem.size, method.max_steps) as callback:
-            return search_exactly(
+            found = search_exactly(
                 smooth,
                 start,
                 objective.layout,
@@ -327,6 +330,7 @@ def _search(
                 l1=l1,
                 callback=callback,
             )
+            return approach_edge(objective, found, start, callback)
 
     def noisy(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         batch = batch_at(problem, given)

@@ -128,7 +128,7 @@ def search_exactly(
     if status is Status.UNBOUNDED and _at_boundary(minimum, layout):
         status = Status.BOUNDARY
     losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu") * size
-    names = _names(layout, minimum.coordinates)
+    names = named_coordinates(layout, minimum.coordinates)
     exact = len(start) <= newton_limit
 
     def redundant(x: Tensor) -> bool:
@@ -244,7 +244,7 @@ def search_noisily(
     return Found(
         settled.x,
         _ENDINGS[settled.ending],
-        _names(layout, settled.coordinates),
+        named_coordinates(layout, settled.coordinates),
         losses,
         settled.steps,
         compiled_from=settled.compiled_from,
@@ -331,7 +331,9 @@ def _unscored_site(
     return ()
 
 
-def _names(layout: Coordinates, coordinates: Sequence[int]) -> tuple[str, ...]:
+def named_coordinates(
+    layout: Coordinates, coordinates: Sequence[int]
+) -> tuple[str, ...]:
     """Name elements where they are few, else the sites that hold them."""
     labels = layout.labels()
     elements = tuple(dict.fromkeys(labels[i] for i in coordinates))
