@@ -12,7 +12,13 @@ from probsl.engine.minimize import Outcome as End
 from probsl.engine.minimize import minimize
 from probsl.methods.bounded_guides import refuse_reaching, refuse_unbounded
 from probsl.methods.evidence_lower_bound import ELBO
-from probsl.methods.guides import Beginning, Guide, GuideForm, prepare
+from probsl.methods.guides import (
+    Beginning,
+    Guide,
+    GuideForm,
+    begins_by_itself,
+    prepare,
+)
 from probsl.methods.search import NEWTON_LIMIT, example_of
 from probsl.methods.starts import Start, calm_start
 from probsl.randomness import NoiseRecord, record
@@ -77,6 +83,8 @@ def prepared(
         _refuse_detached(noise, guide)
         return bound, noise
 
+    if begins_by_itself(problem, form):
+        return (*begun(Beginning({}, None)), None)
     *better, near = _beginnings(problem, weights, start, run.seed)
     for beginning in better:
         bound, noise = begun(beginning)

@@ -291,6 +291,13 @@ def _conditional_scale(factor: Tensor) -> Tensor:
     return precision.diagonal().rsqrt()
 
 
+def begins_by_itself(problem: Problem, form: GuideForm) -> bool:
+    """Return whether a guide is no automatic one, which needs no mode."""
+    if form is None or isinstance(form, AutoGuide):
+        return False
+    return isinstance(form, nn.Module) or not _is_factory(problem, form)
+
+
 def _is_factory(problem: Problem, form: Any) -> bool:
     """Tell a maker of guides, which takes the program, from a guide."""
     form = _unwrapped(form)

@@ -6,11 +6,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.contrib import gp
+from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
 import probsl
+from probsl.fit import Run
+from probsl.methods.guide_beginnings import prepared
 from probsl.problem import Problem
 
 DTYPE = torch.float64
@@ -280,3 +284,25 @@ def test_the_parameters_of_the_guide_alone_are_not_among_the_programs():
     own = {p.name for p in fit.problem.own}
     assert own == {"decoder.weight", "decoder.bias"}
     assert {n.rpartition(".")[0] for n in fit.posterior.guide_own} == {"encoder"}
+
+
+@pytest.mark.parametrize("kind", ["VariationalGP", "VariationalSparseGP"])
+def test_the_bound_of_a_gaussian_process_is_pyros_and_shares_its_parameters(kind):
+    inputs = torch.linspace(0.0, 5.0, 8, dtype=DTYPE)
+    kernel = gp.kernels.RBF(1, variance=zero() + 1.0, lengthscale=zero() + 0.7)
+    options = {"likelihood": gp.likelihoods.Gaussian(zero() + 0.1)}
+    if "Sparse" in kind:
+        options["Xu"] = inputs[::3].clone()
+    process = getattr(gp.models, kind)(inputs, inputs.sin(), kernel, **options)
+    problem = Problem.build(process.model, {}, dtype=DTYPE)
+    with problem.isolated():
+        bound, *_ = prepared(problem, process.guide, {}, None, Run())
+    latent = "u" if "Sparse" in kind else "f"
+    shared = {f"{latent}_loc", f"{latent}_scale_tril"}
+    assert set(bound.guide.shared) == shared
+    assert {e.name for e in bound.layout.entries} == {p.name for p in problem.own}
+    with problem.isolated(3), torch.no_grad():
+        found = float(bound.estimate(bound.start, problem.batch())) * problem.size
+    with problem.isolated(3), torch.no_grad():
+        expected = Trace_ELBO().loss(process.model, process.guide)
+    assert found == pytest.approx(expected, rel=1e-9)
