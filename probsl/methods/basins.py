@@ -325,7 +325,7 @@ def _merged(
         if not _level(group, other):
             return False
         statuses = {g.found.status for g in (group, other) if g.found is not None}
-        value = torch.tensor([group.value], dtype=x.dtype)
+        value = torch.tensor([group.value], dtype=x.dtype, device="cpu")
         return Status.UNIDENTIFIED in statuses or all(
             _without_hill(end(other), other.value, end(group)[None], value, heights)
         )
