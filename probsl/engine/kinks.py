@@ -120,6 +120,12 @@ class Ground:
         self._from_axes = (vectors * np.sqrt(values)).T @ self._from_axes
         self.seen = []
 
+    @property
+    def noise(self) -> float:
+        """How much rounding can change the objective; kinks nearby are no rounding."""
+        descent = self.descent
+        return 10 * descent.precision * max(1.0, abs(descent.value))
+
     def here(self) -> Slope:
         """Return where the descent stands."""
         descent = self.descent
@@ -174,7 +180,7 @@ def cross_kinks(descent: Descent) -> Verdict | None:
         proven = prove(ground)
         if proven is not None:
             return at_kink(ground, proven)
-        if before - descent.value <= descent.noise:
+        if before - descent.value <= ground.noise:
             break
     end = Outcome.MAX_STEPS if descent.spent else Outcome.STALLED
     return descent.at_wall() or Verdict(end)
@@ -188,7 +194,7 @@ def descend_kinks(descent: Descent) -> Verdict:
 def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
     """Say what kind of end it is where a mean of tangents is level."""
     descent = ground.descent
-    center_zeros(descent)
+    center_zeros(descent, ground.noise)
     slopes = np.stack([t.slope for t in tangents])
     jumps = slopes - slopes.mean(axis=0)
     if len(slopes) == 1 or np.abs(jumps).max() < 1e-3 * np.abs(slopes).max():
@@ -214,7 +220,7 @@ def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
     return Verdict(Outcome.NULL_DIRECTIONS, tuple(named.tolist()), null_space=free)
 
 
-def center_zeros(descent: Descent) -> None:
+def center_zeros(descent: Descent, noise: float) -> None:
     """Put penalized coordinates that are as good as zero at the center exactly."""
     if descent.landscape.l1 is None:
         return
@@ -225,7 +231,7 @@ def center_zeros(descent: Descent) -> None:
         return
     x = descent.x.where(~near, center)
     value, gradient = descent.landscape.slope(x)
-    if is_finite(value, gradient) and value <= descent.value + descent.noise:
+    if is_finite(value, gradient) and value <= descent.value + noise:
         descent.accept(x, value, gradient)
 
 
@@ -345,7 +351,7 @@ def level(ground: Ground, tangents: list[Slope]) -> tuple[Array, bool, Array]:
     weights = lightest(slopes @ slopes.T, missed)
     mean: Array = slopes.T @ weights
     gain = float(mean @ mean) / 2 + float(missed @ weights)
-    enough = max(ground.descent.tolerance, ground.descent.noise)
+    enough = max(ground.descent.tolerance, ground.noise)
     return mean, gain <= enough, weights
 
 
