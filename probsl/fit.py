@@ -48,9 +48,10 @@ class Status(Enum):
         "with start=fit"
     )
     STALLED = (
-        "no step improves the objective, and yet the point is no proven optimum: "
-        "rounding or a kink hides the way; center and rescale the data, compute with "
-        "dtype=torch.float64, or try other starts="
+        "no step improves the objective, and yet the point is not a proven optimum: "
+        "rounding, a kink or a learning rate that died away is in the way; center and "
+        "rescale the data, compute with dtype=torch.float64, give a larger rate, or "
+        "try other starts="
     )
     NONFINITE = (
         "the objective became NaN or infinite; rescale the data, give start= nearer "

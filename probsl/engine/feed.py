@@ -65,6 +65,23 @@ class Feed:
         self._last = given
         return given
 
+    @property
+    def gives(self) -> bool:
+        """Whether steps are given anything that varies."""
+        return self._blocks is not None or self._noise is not None
+
+    def examples(self, count: int) -> list[dict[str, Tensor]]:
+        """Return what single steps are given, the next block's for the most."""
+        if not self.gives:
+            return []
+        # Of blocks as large as memory bears a few are enough.
+        found: list[dict[str, Tensor]] = []
+        for _ in range(max(1, min(count, 8) // self.places)):
+            block = self.take()
+            places = min(self.places, count - len(found))
+            found += [{n: v[i] for n, v in block.items()} for i in range(places)]
+        return found
+
     def back(self) -> None:
         """Give the last block once more."""
         self._kept = self._last

@@ -15,6 +15,7 @@ from probsl.engine.adam import AdamWalk, adam_options
 from probsl.engine.any_optimizer import OptimizerWalk
 from probsl.engine.feed import Feed
 from probsl.engine.first_order import OptimizerFactory, SchedulerFactory, made_optimizer
+from probsl.engine.remainder import SAMPLES, Remainder, remainder
 from probsl.isolation import Snapshot
 
 # A stage ends when this many windows in a row show no progress beyond their noise,
@@ -22,6 +23,10 @@ from probsl.isolation import Snapshot
 _PATIENCE = 2
 WINDOW = 250
 _STAGES = 5
+# Windows in a row with a slope and without progress that ask for a verdict.
+_ADRIFT = 8
+# Windows of the last stage at least, where steps are noisy.
+_LAST_WINDOWS = 4
 _DECAY = 0.3
 _BAD_STEPS = 20
 _RETREATS = 3
@@ -44,6 +49,7 @@ class Ending(Enum):
     CONVERGED = "converged"
     MAX_STEPS = "max_steps"
     NONFINITE = "nonfinite"
+    STALLED = "stalled"
     INTERRUPTED = "interrupted"
 
 
@@ -67,6 +73,8 @@ class Settled:
         The first step that compiled code took, or None.
     trouble
         Why steps could not be made faster, in a sentence.
+    remainder
+        What is left to gain there, for CONVERGED and STALLED.
     """
 
     x: Tensor
@@ -76,6 +84,7 @@ class Settled:
     coordinates: tuple[int, ...] = ()
     compiled_from: int | None = None
     trouble: str = ""
+    remainder: Remainder | None = None
 
 
 def settle(
@@ -92,14 +101,18 @@ def settle(
     callback: Callback | None = None,
     every_step: bool = True,
     clock: Callable[[], float] = time.perf_counter,
+    whole: Callable[[Tensor], Tensor] | None = None,
 ) -> Settled:
     """Minimize the expectation of a noisy objective.
 
     Steps go on at one rate until the mean of the objective over a window falls
     by no more than twice its standard error, or than `tolerance`, and the mean
     gradient cannot be told from zero, in two windows running; the
-    rate is then multiplied by 0.3. After five such stages the search
-    has converged, and the answer is the average over the last stage.
+    rate is then multiplied by 0.3. After five such stages the answer is the average
+    over the last stage. The search has converged if steps of a better kind would gain
+    no more than `tolerance`, or than its noise explains: see
+    `probsl.engine.remainder.remainder`. Else it goes on, or has stalled where steps as
+    short as the last ones will not get there.
 
     Parameters
     ----------
@@ -131,6 +144,8 @@ def settle(
         Whether `callback` wants to see each step, or one of each block.
     clock
         Returns seconds; `compile="auto"` decides by it.
+    whole
+        The expectation of the objective, if it is cheap enough to judge the end by.
 
     Returns
     -------
@@ -181,8 +196,10 @@ def settle(
                 ending = Ending.NONFINITE
                 break
             if search.steps % WINDOW == 0 and search.end_window():
-                ending = Ending.CONVERGED
-                break
+                verdict = search.judge(objective, max_steps, whole)
+                if verdict is not None:
+                    ending = verdict
+                    break
         if ending is Ending.MAX_STEPS and search.broken():
             ending = Ending.NONFINITE
     except KeyboardInterrupt as error:
@@ -198,6 +215,7 @@ def settle(
         bad,
         search.compiled_from,
         walk.step.trouble,
+        search.remainder,
     )
 
 
@@ -241,6 +259,11 @@ class _Search:
         self._collected = feed.places
         self._seconds, self._timed = 0.0, 0
         self._moments: tuple[float, float] | None = None
+        self._patience = _PATIENCE
+        self._adrift = 0
+        self._windows, self._speed = 0, 0.0
+        self._point = walk.x.detach().clone()
+        self.remainder: Remainder | None = None
 
     @property
     def steps(self) -> int:
@@ -323,6 +346,10 @@ class _Search:
 
     def end_window(self) -> bool:
         """Lower the rate at a plateau; return whether the last stage is over."""
+        self._windows += 1
+        point = self.walk.x.detach().clone()
+        self._speed = float((point - self._point).abs().max())
+        self._point = point
         drifting = self.walk.drifting()
         before, after = self._moments, _moments(self.losses[-WINDOW:])
         self._moments = after
@@ -330,18 +357,49 @@ class _Search:
             return False
         progress = before[0] - after[0]
         noise = math.sqrt(before[1] + after[1])
-        idle = progress <= max(2 * noise, self._tolerance) and (
-            not drifting or noise <= self._tolerance
-        )
+        resting = progress <= max(2 * noise, self._tolerance)
+        idle = resting and (not drifting or noise <= self._tolerance)
+        self._adrift = self._adrift + 1 if resting and not idle else 0
+        if self._adrift == _ADRIFT:  # is the rate too small to follow the slope?
+            self._adrift = 0
+            return True
         self._idle_windows = self._idle_windows + 1 if idle else 0
-        if self._idle_windows < _PATIENCE:
+        if self._idle_windows < self._patience:
             return False
+        if self._stage == _STAGES - 1:
+            return self._windows >= _LAST_WINDOWS or not self._feed.gives
         self._idle_windows = 0
         self._stage += 1
-        if self._stage == _STAGES:
-            return True
         self.walk.begin_stage(_DECAY if self._decays else 1.0)
+        self._windows = 0
         return False
+
+    def judge(
+        self,
+        objective: Objective,
+        max_steps: int,
+        whole: Callable[[Tensor], Tensor] | None,
+    ) -> Ending | None:
+        """Return how the search ends, or None if it has to go on.
+
+        At rest it is judged by what a better step would gain. Where that is more than
+        noise explains, the steps go on if they can get there at all.
+        """
+        self.remainder = found = remainder(
+            objective,
+            self.average(),
+            self._feed.examples(SAMPLES),
+            self.walk.count,
+            whole,
+        )
+        if found.gain <= max(self._tolerance, found.chance):
+            return Ending.CONVERGED if self._stage == _STAGES - 1 else None
+        left = (max_steps - self.steps) / WINDOW
+        if not self._speed * left > found.distance:
+            return Ending.STALLED
+        self._idle_windows = 0
+        self._patience *= 2  # a verdict costs as much as some hundred steps
+        return None
 
     def average(self) -> Tensor:
         """Return the average iterate of the stage, if the stage is long enough."""

@@ -13,7 +13,7 @@ from probsl.methods.whitening import whitened
 from probsl.randomness import standardized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from probsl.methods.evidence_lower_bound import ELBO
     from probsl.methods.many_draws import ManyDraws
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _MOST, _LEAST, _ELEMENTS = 2048, 128, 1_000_000
 # Where draws are taken one by one.
 _LOOPED = 256
-# Draws of one evaluation.
-_CHUNK = 128
+# Draws of one evaluation, and how many numbers of rows they may take.
+_CHUNK, _CHUNK_ELEMENTS = 128, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def fresh_bound(
     nearby = whitened(bound, x)
     start = x if nearby is None else nearby.start
     raw = _same if nearby is None else nearby.raw
+    chunk = max(1, min(_CHUNK, _CHUNK_ELEMENTS // size))
     halves = [
-        _slope(lambda point, z: many(raw(point), z), start, draws)
+        _slope(lambda point, z: many(raw(point), z), start, draws.split(chunk))
         for draws in (standardized(noise, half, seed + part) for part in (1, 2))
     ]
     values = size * torch.cat([found for found, _ in halves]).double()
@@ -96,18 +97,18 @@ def fresh_bound(
 
 
 def _slope(
-    objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, draws: Tensor
+    objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, chunks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the values ``[count]`` at some draws, and the gradient of their mean."""
+    """Return the values ``[count]`` at draws, and the gradient of their mean."""
     values, gradient = [], torch.zeros_like(x)
-    for chunk in draws.split(_CHUNK):
+    for chunk in chunks:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             found = objective(point, chunk)
             (part,) = torch.autograd.grad(found.sum(), point)
         values.append(found.detach())
         gradient += part
-    return torch.cat(values), gradient / len(draws)
+    return torch.cat(values), gradient / sum(map(len, chunks))
 
 
 def _same(x: Tensor) -> Tensor:

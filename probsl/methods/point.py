@@ -248,7 +248,7 @@ def _run(
         sites=sites,
         losses=best.losses,
         steps=several.steps,
-        note="; ".join(filter(None, [several.note, best.trouble])),
+        note="; ".join(filter(None, [several.note, best.remark, best.trouble])),
         basins=several.basins,
         compiled_from=best.compiled_from,
     )

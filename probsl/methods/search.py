@@ -27,6 +27,7 @@ from probsl.sites import Role
 if TYPE_CHECKING:
     from probsl.coordinates import Coordinates
     from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
+    from probsl.engine.remainder import Remainder
     from probsl.problem import Problem
     from probsl.randomness import NoiseRecord
     from probsl.scoring import Batch
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 NEWTON_LIMIT = 300
 # First-order steps at most, where no number is given.
 NOISY_STEPS = 20_000
+# Rows times coordinates up to which some gradients of all rows cost little.
+_WHOLE_ELEMENTS = 20_000_000
 # A status names up to this many elements one by one.
 _NAMED_ELEMENTS = 8
 
@@ -54,6 +57,7 @@ _ENDINGS = {
     Ending.CONVERGED: Status.CONVERGED,
     Ending.MAX_STEPS: Status.MAX_STEPS,
     Ending.NONFINITE: Status.NONFINITE,
+    Ending.STALLED: Status.STALLED,
     Ending.INTERRUPTED: Status.INTERRUPTED,
 }
 
@@ -77,6 +81,8 @@ class Found:
     trouble: str = ""
     redundant: Callable[[Tensor], bool] | None = None
     kinked: bool = False
+    remark: str = ""
+    remainder: Remainder | None = None
 
     @property
     def value(self) -> float:
@@ -237,6 +243,7 @@ def search_noisily(
             compile=False if obstacle else run.compile,
             callback=callback,
             every_step=bool(run.callbacks),
+            whole=_whole(objective, problem, run, noise, len(start)),
         )
     losses = (
         torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * problem.size
@@ -249,6 +256,42 @@ def search_noisily(
         settled.steps,
         compiled_from=settled.compiled_from,
         trouble=obstacle or settled.trouble,
+        remark=_remark(settled, problem.size),
+        remainder=settled.remainder,
+    )
+
+
+def _whole(
+    objective: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+    problem: Problem,
+    run: Run,
+    noise: NoiseRecord | None,
+    dimension: int,
+) -> Callable[[Tensor], Tensor] | None:
+    """Return the objective of all rows, if they are at hand and cheap."""
+    if noise is not None or run.batch_size is None or problem.source is not None:
+        return None
+    if problem.size * dimension > _WHOLE_ELEMENTS:
+        return None
+    return lambda x: objective(x, {})
+
+
+def _remark(settled: Settled, size: int) -> str:
+    """Return what is left to gain, in nats, in a clause."""
+    left = settled.remainder
+    if left is None or settled.ending not in (Ending.CONVERGED, Ending.STALLED):
+        return ""
+    if settled.ending is Ending.STALLED:
+        return (
+            "the steps have become too short while the objective could still fall by "
+            f"{left.gain * size:.2g} nats; give a larger learning rate, or a scheduler "
+            "that lowers it later"
+        )
+    if not left.error:
+        return ""
+    # What an exact step could gain is at most what none was seen to gain.
+    return (
+        f"the Monte Carlo error of the optimum is at most {left.bound * size:.2g} nats"
     )
 
 

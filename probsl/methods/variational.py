@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from probsl.engine.feed import NOISE
 from probsl.fit import Outcome, Run, Status
 from probsl.methods.fixed_draws import obstacle, search_with_fixed_draws
+from probsl.methods.fresh_draws import FreshBound, fresh_bound
 from probsl.methods.guide_beginnings import prepared
 from probsl.methods.guide_posterior import GuidePosterior
+from probsl.methods.many_draws import ManyDraws
 from probsl.methods.method_options import (
     check_options,
     check_prior_weight,
@@ -25,6 +27,7 @@ from probsl.methods.search import (
     search_noisily,
 )
 from probsl.options import whole_number
+from probsl.randomness import standardized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,8 +145,8 @@ class SVI:
                 )
         if found is None:
             why = f"by noisy steps, because {note}" if note else "by noisy steps"
-            found = _with_noise(self, run, bound, noise)
-            note = "; ".join(filter(None, [why, found.trouble]))
+            found, fresh = _with_noise(self, run, bound, noise)
+            note = "; ".join(filter(None, [why, fresh, found.remark, found.trouble]))
         values = bound.layout.unconstrained(found.x.detach())
         posterior = GuidePosterior(problem, guide, *bound.split(values), weights)
         sites = found.sites
@@ -169,7 +172,10 @@ def _can_vectorize(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return True
 
 
-def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found:
+def _with_noise(
+    method: SVI, run: Run, bound: ELBO, noise: NoiseRecord
+) -> tuple[Found, str]:
+    """Return where noisy steps end, and what fresh draws say of the bound there."""
     problem = bound.problem
     count = 1
     if noise.replayable:
@@ -184,7 +190,7 @@ def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found
         with noise.supply(given[NOISE][0]):
             return bound.estimate(x, batch)
 
-    return search_noisily(
+    found = search_noisily(
         objective,
         bound.start,
         bound.layout,
@@ -194,6 +200,29 @@ def _with_noise(method: SVI, run: Run, bound: ELBO, noise: NoiseRecord) -> Found
         noise=noise,
         draws=count,
     )
+    fresh = _fresh(bound, noise, found, run)
+    if fresh is None:
+        return found, ""
+    losses = torch.cat([found.losses, found.losses.new_tensor([fresh.value])])
+    found = replace(found, losses=losses)
+    if fresh.error > 1 and run.batch_size is None:
+        found = replace(found, status=Status.STALLED)
+    return found, str(fresh)
+
+
+def _fresh(
+    bound: ELBO, noise: NoiseRecord, found: Found, run: Run
+) -> FreshBound | None:
+    """Return the bound by fresh draws at rest, that of all rows if these are few."""
+    left, problem = found.remainder, bound.problem
+    if left is None or found.status is not Status.CONVERGED:
+        return None
+    small = problem.size <= _STEP_ELEMENTS // 32
+    if noise.replayable and problem.source is None and small:
+        many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
+        if many.way != "loop":
+            return fresh_bound(bound, many, noise, found.x, run.seed)
+    return FreshBound(left.value * problem.size, left.error * problem.size)
 
 
 def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:
