@@ -36,6 +36,14 @@ def both_ends(y=None):
         pyro.sample("y", dist.Uniform(a, b), obs=y)
 
 
+def from_and_width(y=None):
+    """Both edges move with a, one of them up as the other one does."""
+    a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    width = pyro.sample("width", dist.HalfNormal(10.0))
+    with pyro.plate("data", len(UNIFORM)):
+        pyro.sample("y", dist.Uniform(a, a + width), obs=y)
+
+
 def exponential(y=None):
     shift = pyro.sample("shift", dist.Normal(0.0, 10.0))
     rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
@@ -85,6 +93,13 @@ RATE = 1 / (SHIFTED.mean() - SHIFTED.min())
             ("a", "b", "y"),
         ),
         (
+            from_and_width,
+            UNIFORM,
+            probsl.MLE(start={"a": -1.0, "width": 9.0}),
+            {"a": UNIFORM.min(), "width": np.ptp(UNIFORM)},
+            ("a", "width", "y"),
+        ),
+        (
             exponential,
             SHIFTED,
             probsl.MLE(),
@@ -99,7 +114,14 @@ RATE = 1 / (SHIFTED.mean() - SHIFTED.min())
             ("shift", "y"),
         ),
     ],
-    ids=["pareto", "uniform", "both-ends", "exponential", "shifted-observation"],
+    ids=[
+        "pareto",
+        "uniform",
+        "both-ends",
+        "width",
+        "exponential",
+        "shifted-observation",
+    ],
 )
 def test_the_optimum_at_a_moving_edge(program, y, method, expected, sites):
     fit = probsl.fit(program, {"y": y}, method)
