@@ -49,6 +49,8 @@ from probsl.scoring import (
     Batch,
     Scoring,
     by_row,
+    is_probability,
+    mean_scale,
     named_terms,
     refuse_enumeration,
     site_terms,
@@ -105,6 +107,11 @@ class Problem:
     row_scale
         How many rows each one stands for: more than one if the program gives its
         data plate more entries than there are rows.
+    own_scale
+        By what the program multiplies the log densities of what it observes, on
+        average.
+    discrete
+        Observed sites whose log density is that of a probability, and not above 0.
     place
         Around which values of the latents the program can be run.
     unclear_rows
@@ -124,6 +131,8 @@ class Problem:
     device: torch.device = _CPU
     subsampling: Subsampling | None = None
     row_scale: float = 1.0
+    own_scale: float = 1.0
+    discrete: frozenset[str] = frozenset()
     place: Place = field(default_factory=Place)
     unclear_rows: str = ""
 
@@ -231,6 +240,8 @@ class Problem:
             device=device,
             subsampling=subsampling if subsampling.seen else None,
             row_scale=_row_scale(plate, size if source is None else source.size),
+            own_scale=mean_scale(messages),
+            discrete=frozenset(n for n, m in messages.items() if is_probability(m)),
             place=place,
         )
         problem._check_enumeration()
@@ -399,6 +410,18 @@ class Problem:
         if self._indexed:
             return {ROW_INDEX: torch.arange(self.size)}
         return {name: self.arguments.values[name] for name in self.rows}
+
+    @property
+    def information(self) -> float:
+        """How many rows of weight 1 the rows are, by their weights and scales.
+
+        In units of it a common factor of them changes nothing.
+        """
+        size = self.size * self.own_scale
+        if self.weights is None:
+            return size
+        mean = float(self.weights.double().mean())
+        return size * mean if mean > 0 else size
 
     @property
     def has_rows(self) -> bool:
@@ -699,7 +722,7 @@ class Problem:
         skip = {s.name for s in self.sites} - {*names, *enumerated}
         return named_terms(
             lambda: self.run(own, self.arguments.values),
-            Scoring(values, skip, self.moving),
+            Scoring(values, skip, self.moving, self.discrete),
             self._nesting() if enumerated else None,
         )
 
@@ -714,7 +737,7 @@ class Problem:
 
         Sites named in `skip` are left out.
         """
-        scoring = Scoring(values, skip, self.moving)
+        scoring = Scoring(values, skip, self.moving, self.discrete)
         terms = site_terms(
             lambda: self.run(own, batch.arguments),
             scoring,

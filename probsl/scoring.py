@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,15 @@ from probsl.enumeration import (
     trace_enumerated,
 )
 from probsl.observed_supports import log_prob_within
-from probsl.visits import Plate, is_deterministic, scored_value
+from probsl.supports import unchecked
+from probsl.visits import (
+    Plate,
+    is_computed,
+    is_continuous,
+    is_deterministic,
+    is_observation,
+    scored_value,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -82,6 +91,9 @@ class Scoring(Messenger):
         not multiplied by zero, for 0 * -inf is NaN.
     moving
         Observed sites whose support moves; outside of it their density is zero.
+    discrete
+        Sites whose log density is that of a probability. Where rounding of large log
+        gamma functions makes it positive, it is zero.
     """
 
     def __init__(
@@ -89,10 +101,12 @@ class Scoring(Messenger):
         values: Mapping[str, Tensor],
         skip: Collection[str] = (),
         moving: Collection[str] = (),
+        discrete: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._given = values
         self._skip = skip
+        self._discrete = discrete
         self._moving = moving
         self.messages: dict[str, Any] = {}
 
@@ -119,12 +133,35 @@ class Scoring(Messenger):
         if msg["name"] in self._moving:
             score = functools.partial(log_prob_within, msg["fn"])
         result: Tensor = score(value, *msg["args"], **msg["kwargs"])
-        return result
+        return result.clamp(max=0.0) if msg["name"] in self._discrete else result
 
     @property
     def values(self) -> dict[str, Tensor]:
         """Site -> its value in this run."""
         return {name: msg["value"] for name, msg in self.messages.items()}
+
+
+def mean_scale(messages: Mapping[str, Any]) -> float:
+    """Return by what a program multiplies the log densities of its data, on average."""
+    scales = [
+        float(torch.as_tensor(_without_subsampling(m)).detach().double().abs().mean())
+        for m in messages.values()
+        if m["is_observed"] and not is_computed(m)
+    ]
+    mean = sum(scales) / len(scales) if scales else 1.0
+    return mean if 0 < mean < math.inf else 1.0
+
+
+def is_probability(msg: Any) -> bool:
+    """Return whether a site's log density is that of an observed discrete value.
+
+    That of relaxed values is not, for which a program switches validation off.
+    """
+    return (
+        is_observation(msg)
+        and not is_continuous(msg["fn"])
+        and not unchecked(msg["fn"])
+    )
 
 
 def _without_subsampling(msg: Any) -> Any:

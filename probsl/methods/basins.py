@@ -86,7 +86,7 @@ def search_together(
     objective: Callable[[Tensor], Tensor],
     starts: Tensor,
     layout: Coordinates,
-    size: int,
+    size: float,
     *,
     tolerance: float | None,
     max_steps: int | None,
@@ -171,7 +171,7 @@ def search_in_turn(
     starts: Sequence[Tensor],
     heights: Callable[[Tensor], Tensor] | None,
     layout: Coordinates,
-    size: int,
+    size: float,
 ) -> Several:
     """Search from one start after another.
 
@@ -205,7 +205,7 @@ def search_in_turn(
     return Several(best, steps, *_reported(groups, x, layout, size, len(starts)))
 
 
-def _ended(many: Many, index: int, status: Status, size: int) -> Found:
+def _ended(many: Many, index: int, status: Status, size: float) -> Found:
     way = many.history[: int(many.rounds[index]) + 1, index].double().cpu() * size
     return Found(many.x[index], status, (), way, len(many.history) - 1)
 
@@ -248,7 +248,7 @@ def _grouped(
 
 
 def _finished(
-    groups: list[_Group], size: int, finish: Callable[[int], Found]
+    groups: list[_Group], size: float, finish: Callable[[int], Found]
 ) -> list[_Group]:
     """Finish basins, the best first, until none of the others can be the answer."""
     result: list[_Group] = []
@@ -275,7 +275,7 @@ def _finished(
 
 
 def _followed(
-    groups: Iterable[_Group], size: int, finish: Callable[[int], Found]
+    groups: Iterable[_Group], size: float, finish: Callable[[int], Found]
 ) -> list[_Group]:
     """Follow every end: those on kinks are where a search stuck, not basins."""
     result: list[_Group] = []
@@ -342,7 +342,7 @@ def _merged(
 
 
 def _reported(
-    groups: Iterable[_Group], x: Tensor, layout: Coordinates, size: int, count: int
+    groups: Iterable[_Group], x: Tensor, layout: Coordinates, size: float, count: int
 ) -> tuple[tuple[Basin, ...], str]:
     """Return the basins, and a sentence about them."""
     basins, given_up = [], 0

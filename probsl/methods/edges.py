@@ -89,7 +89,7 @@ def approach_edge(
     names = approach.names(last.x)
     sharp = approach.is_sharp(stages)
     x = last.x if sharp else approach.polished(last.x)
-    value = float(objective(x).detach()) * objective.problem.size
+    value = float(objective(x).detach()) * objective.size
     losses = torch.cat([found.losses, found.losses.new_tensor([value])])
     site = names[-1]
     return Found(
@@ -134,7 +134,7 @@ class _Approach:
                 partial(self._objective, weight),
                 x,
                 self._whole.layout,
-                self._whole.problem.size,
+                self._whole.size,
                 tolerance=None,
                 max_steps=None,
                 l1=self._l1,
@@ -146,7 +146,7 @@ class _Approach:
                 self.stopped = True
                 return []
             x = found.x.detach()
-            value = float(self._whole(x).detach()) * self._whole.problem.size
+            value = float(self._whole(x).detach()) * self._whole.size
             if not math.isfinite(value):
                 break
             stages.append(_Stage(x, value, self._nearest(x), weight))
@@ -177,7 +177,7 @@ class _Approach:
             self._smooth,
             last.x,
             self._whole.layout,
-            self._whole.problem.size,
+            self._whole.size,
             tolerance=None,
             max_steps=None,
             l1=self._l1,
@@ -216,7 +216,7 @@ class _Approach:
     def _objective(self, weight: float, x: Tensor) -> Tensor:
         logs = [edge.distance.log().sum() for edge in self._edges(x)]
         barrier = torch.stack(logs).sum() if logs else x.new_zeros(())
-        return self._smooth(x) - weight * barrier / self._whole.problem.size
+        return self._smooth(x) - weight * barrier / self._whole.size
 
     def _barrier(self, x: Tensor, weight: float) -> float:
         x = x.detach().requires_grad_()

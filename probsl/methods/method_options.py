@@ -27,7 +27,13 @@ def check_options(method: Any) -> None:
     if method.max_steps is not None:
         whole_number("max_steps", method.max_steps)
     if method.tolerance is not None:
-        finite_number("tolerance", method.tolerance)
+        tolerance = finite_number("tolerance", method.tolerance)
+        if tolerance >= 1:
+            raise ValueError(
+                "tolerance must be below 1: it is what the best next step may still "
+                "gain per row, in nats, of which a whole one leaves nothing "
+                f"optimized; 1e-6 is usual, got {method.tolerance}"
+            )
     if method.optimizer is not None and not _makes_optimizers(method.optimizer):
         raise TypeError(
             "optimizer must be a torch.optim class or a functools.partial of one, such "

@@ -264,12 +264,12 @@ def _search_all(
     exact = noise is None and _is_exact(run, method, size, l1)
     together = len(starts) > 1 and len(starts) * size <= _TOGETHER
     if exact and together and not problem.moving:
-        with watching(run, problem.size, method.max_steps) as callback:
+        with watching(run, objective.size, method.max_steps) as callback:
             several = search_together(
                 smooth,
                 torch.stack(starts),
                 objective.layout,
-                problem.size,
+                objective.size,
                 tolerance=method.tolerance,
                 max_steps=method.max_steps,
                 l1=l1,
@@ -287,13 +287,13 @@ def _search_all(
         at_edge = bool(problem.moving) and found.status is Status.BOUNDARY
         if size > NEWTON_LIMIT or at_edge:
             return Several(found, found.steps)
-        return look_elsewhere(found, others, search, problem.size)
+        return look_elsewhere(found, others, search, objective.size)
     several = search_in_turn(
         search,
         starts,
         objective.at_each if exact else None,
         objective.layout,
-        problem.size,
+        objective.size,
     )
     if not several.note:
         return several
@@ -319,12 +319,12 @@ def _search(
     problem = objective.problem
     smooth, l1 = objective.without_l1()
     if noise is None and _is_exact(run, method, len(start), l1):
-        with watching(run, problem.size, method.max_steps) as callback:
+        with watching(run, objective.size, method.max_steps) as callback:
             found = search_exactly(
                 smooth,
                 start,
                 objective.layout,
-                problem.size,
+                objective.size,
                 tolerance=method.tolerance,
                 max_steps=method.max_steps,
                 l1=l1,
@@ -347,6 +347,7 @@ def _search(
         method=method,
         run=run,
         noise=noise,
+        size=objective.size,
     )
 
 

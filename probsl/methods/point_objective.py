@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class PointObjective:
-    """The negative log density per row as a function of the flat vector."""
+    """The negative log density per row as a function of the flat vector.
+
+    Attributes
+    ----------
+    size
+        How many rows of weight 1 there are: the density is divided by it.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class PointObjective:
         jacobian: bool,
     ) -> None:
         self.problem = problem
+        self.size = problem.information
         self.layout = layout
         self.weights = weights
         self.jacobian = jacobian
@@ -47,7 +54,7 @@ class PointObjective:
         )
         if self.jacobian:
             density = density + jacobian
-        return -density / self.problem.size
+        return -density / self.size
 
     def noise(self, x: Tensor, batch: Batch) -> NoiseRecord | None:
         """Return what the program draws by itself, as dropout does; None: nothing."""
@@ -76,7 +83,7 @@ class PointObjective:
 
         The penalty is (center, weight) per coordinate, or None without any.
         """
-        problem, size = self.problem, self.problem.size
+        problem, size = self.problem, self.size
         penalties = {
             s.name: s.l1
             for s in problem.latents

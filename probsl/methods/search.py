@@ -94,7 +94,7 @@ def search_exactly(
     objective: Callable[[Tensor], Tensor],
     start: Tensor,
     layout: Coordinates,
-    size: int,
+    size: float,
     *,
     tolerance: float | None,
     max_steps: int | None,
@@ -115,7 +115,7 @@ def search_exactly(
     layout
         Names the coordinates.
     size
-        The number of rows; losses are reported as sums.
+        The number of rows, by weight; losses are reported as sums.
     tolerance, max_steps, l1, idle, newton_limit, ahead, callback
         As in `probsl.engine.minimize.minimize`.
     """
@@ -203,6 +203,7 @@ def search_noisily(
     run: Run,
     noise: NoiseRecord | None = None,
     draws: int = 1,
+    size: float | None = None,
 ) -> Found:
     """Minimize by first-order steps, with or without noise in the objective.
 
@@ -221,7 +222,10 @@ def search_noisily(
         then drawn from.
     draws
         How many draws of it a step is given.
+    size
+        Losses are reported times this; None: the number of rows.
     """
+    size = problem.size if size is None else size
     obstacle = ""
     if noise is not None and not noise.replayable:
         obstacle = (
@@ -230,7 +234,7 @@ def search_noisily(
         )
     if obstacle and run.compile not in ("auto", False):
         warnings.warn(obstacle, UserWarning, stacklevel=2)
-    with watching(run, problem.size, method.max_steps or NOISY_STEPS) as callback:
+    with watching(run, size, method.max_steps or NOISY_STEPS) as callback:
         settled: Settled = settle(
             _drawing(objective) if obstacle else objective,
             start,
@@ -245,9 +249,7 @@ def search_noisily(
             every_step=bool(run.callbacks),
             whole=_whole(objective, problem, run, noise, len(start)),
         )
-    losses = (
-        torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * problem.size
-    )
+    losses = torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * size
     return Found(
         settled.x,
         _ENDINGS[settled.ending],
@@ -256,7 +258,7 @@ def search_noisily(
         settled.steps,
         compiled_from=settled.compiled_from,
         trouble=obstacle or settled.trouble,
-        remark=_remark(settled, problem.size),
+        remark=_remark(settled, size),
         remainder=settled.remainder,
     )
 
@@ -276,7 +278,7 @@ def _whole(
     return lambda x: objective(x, {})
 
 
-def _remark(settled: Settled, size: int) -> str:
+def _remark(settled: Settled, size: float) -> str:
     """Return what is left to gain, in nats, in a clause."""
     left = settled.remainder
     if left is None or settled.ending not in (Ending.CONVERGED, Ending.STALLED):
@@ -418,7 +420,7 @@ def _toward_edge(
 
 
 @contextmanager
-def watching(run: Run, size: int, total: int | None) -> Iterator[Callback]:
+def watching(run: Run, size: float, total: int | None) -> Iterator[Callback]:
     """Yield the callback of a search: a progress bar and the user's callbacks.
 
     Losses are passed on as sums over the rows.

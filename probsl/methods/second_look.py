@@ -27,7 +27,7 @@ def look_elsewhere(
     found: Found,
     starts: Iterable[Tensor],
     search: Callable[[Tensor], Found],
-    size: int,
+    size: float,
 ) -> Several:
     """Search from other starts where the first search came to no optimum.
 
@@ -73,7 +73,7 @@ def look_elsewhere(
     return Several(best, best.steps, note=note)
 
 
-def _lower(one: Found, other: Found, size: int) -> bool:
+def _lower(one: Found, other: Found, size: float) -> bool:
     """Whether one end is visibly lower than another."""
     if not math.isfinite(one.value):
         return False
