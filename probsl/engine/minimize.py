@@ -131,7 +131,9 @@ def minimize(
         if verdict is None:
             descent.measure(exact=exact)
             if ahead is not None and not torch.equal(ahead, descent.x):
-                descent.accept(ahead, *descent.landscape.slope(ahead))
+                there = (ahead, *descent.landscape.slope(ahead))
+                if descent.believes(*there, careful=True):
+                    descent.accept(*there)
             verdict = descend(descent, rough=exact)
             if exact:
                 verdict = finish(descent, descend_anyhow)

@@ -1,0 +1,62 @@
+"""From a point that is called an optimum Pyro's own steps gain nothing."""
+
+import pyro
+import pytest
+import torch
+from programs import PROBLEMS
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from pyro_oracle import NESTING, own_state, without_priors
+
+import probsl
+from probsl.problem import Problem
+from probsl.sites import Role
+
+# Trained in place by Pyro, networks of the module would not be as they were.
+CASES = [c for c in PROBLEMS if "own" not in c.has]
+STEPS = 200
+WITHOUT_PRIORS = ("linear", "robust", "simplex", "one joint observation")
+# Per row, in float64; see `probsl.MLE`.
+TOLERANCE = torch.finfo(torch.float64).eps ** 0.75
+
+
+def gain(case, fit, dropped):
+    """Return how far below a fit's objective Pyro's SVI gets under AutoDelta."""
+    program = without_priors(case.program, dropped)
+    problem = Problem.build(case.program, case.data)
+    discrete = problem.named(Role.ENUMERATED)
+    latents = {n: v for n, v in fit.point().items() if n in problem_latents(problem)}
+    with own_state():
+        guide = AutoDelta(
+            poutine.block(program, hide=list(discrete)),
+            init_loc_fn=init_to_value(values=latents),
+        )
+        svi = SVI(
+            program,
+            guide,
+            pyro.optim.Adam({"lr": 1e-3}),
+            TraceEnum_ELBO(max_plate_nesting=NESTING) if discrete else Trace_ELBO(),
+        )
+        losses = [svi.step(**case.data) for _ in range(STEPS)]
+    return losses[0] - min(losses)
+
+
+def problem_latents(problem):
+    return {site.name for site in problem.latents}
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(case, "MAP") for case in CASES]
+    + [(case, "MLE") for case in CASES if case.name in WITHOUT_PRIORS],
+    ids=str,
+)
+def test_adam_gains_nothing(case, name):
+    method = probsl.MLE(integrate=()) if name == "MLE" else probsl.MAP()
+    fit = probsl.fit(case.program, case.data, method)
+    if fit.status is not probsl.Status.CONVERGED:
+        pytest.skip(f"there is no optimum: {fit.status.name}")
+    problem = fit.problem
+    dropped = problem_latents(problem) if name == "MLE" else ()
+    assert gain(case, fit, dropped) <= max(1e-6, TOLERANCE * problem.size)
