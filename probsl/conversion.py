@@ -85,7 +85,8 @@ class Converter:
     def __call__(self, name: str, value: Any) -> Any:
         """Return an array as a tensor, and anything else as it came.
 
-        An array that is mapped from disk stays where it is, see `resident`.
+        Named tuples, such as torch's PackedSequence, are not arrays. An array that is
+        mapped from disk stays where it is, see `resident`.
 
         Raises
         ------
@@ -97,7 +98,7 @@ class Converter:
         """
         if isinstance(value, Converted):
             return value.value
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and not _is_named_tuple(value):
             value = _from_sequence(name, value)
         if isinstance(value, np.ma.MaskedArray):
             value = unmasked(name, value)
@@ -187,6 +188,11 @@ def _from_sequence(name: str, value: Sequence[Any]) -> Any:
             f"argument '{name}' is a list whose entries differ in length; give all "
             "rows the same number of columns"
         ) from None
+
+
+def _is_named_tuple(value: Any) -> bool:
+    """Return whether a tuple is a record, such as torch's PackedSequence."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _is_array(value: Any) -> bool:

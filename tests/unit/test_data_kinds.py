@@ -440,3 +440,23 @@ def test_data_that_cannot_be_held_are_told(refusal):
 @pytest.mark.parametrize("refusal", REFUSED[:4], ids=str)
 def test_a_refusal_leaves_the_process_as_it_was(refusal):
     refusal.check_nothing_is_left()
+
+
+def test_a_packed_sequence_reaches_the_program_as_it_is():
+    lengths = torch.tensor([3, 1, 2])
+    padded = torch.arange(9.0).reshape(3, 3)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        padded, lengths, batch_first=True, enforce_sorted=False
+    )
+
+    def program(packed, y=None):
+        sums = torch.nn.utils.rnn.pad_packed_sequence(packed, True)[0].sum(1)
+        w = pyro.sample("w", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(w * sums, 1.0), obs=y)
+
+    sums = torch.tensor([3.0, 3.0, 13.0])
+    fit = probsl.fit(program, {"packed": packed, "y": 2 * sums}, probsl.MLE())
+    assert float(fit.point()["w"]) == pytest.approx(2.0, rel=1e-5)
+    # A constant may be left out of what is new.
+    assert fit.predict({}, draws=2)["y"].shape == (2, 3)
