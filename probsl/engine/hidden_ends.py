@@ -34,6 +34,10 @@ REACHES = (0.03, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 LOUD = 100
 # A tail falls less than this, per row, where it is as long as the way to it.
 STEEP = 0.1
+# Share of a rise that the slope at its end must account for.
+CLIMB = 0.1
+# How often a point beside a curved valley is led back to its floor.
+CORRECTIONS = 4
 # Share of a direction that a coordinate must hold to be named.
 NAMED = 0.3
 # Directions are one if the cosine between them is as large.
@@ -113,6 +117,21 @@ def weak_directions(descent: Descent, model: Model) -> list[Array]:
     return [reach * direction for direction in found]
 
 
+def _on_the_floor(
+    descent: Descent, model: Model, point: tuple[Tensor, float, Tensor]
+) -> tuple[Tensor, float, Tensor]:
+    """Return a point brought down to the floor of a curved valley, if there is one."""
+    for _ in range(CORRECTIONS):
+        lower = model.corrected(point[0], point[2])
+        if lower is None:
+            break
+        corrected = (lower, *descent.landscape.slope(lower))
+        if not (corrected[1] < point[1] and is_finite(*corrected[1:])):
+            break
+        point = corrected
+    return point
+
+
 def _side(
     descent: Descent, model: Model, here: Place, direction: Array
 ) -> tuple[bool | None, list[Place]]:
@@ -128,11 +147,7 @@ def _side(
         value, gradient = descent.landscape.slope(x)
         if not is_finite(value, gradient):
             return True, places
-        lower = model.corrected(x, gradient)
-        if lower is not None:
-            corrected = (lower, *descent.landscape.slope(lower))
-            if corrected[1] < value and is_finite(*corrected[1:]):
-                x, value, gradient = corrected
+        x, value, gradient = _on_the_floor(descent, model, (x, value, gradient))
         rounding = descent.rounding_near(x, value, gradient, unit)
         if not math.isfinite(rounding):
             return True, places
@@ -143,7 +158,9 @@ def _side(
         quiet = loudest <= 2 * max(descent.step_tolerance, here.rounding)
         needed = 1 if quiet else LOUD
         if change > here.rounding + needed * loudest:
-            return True, places
+            # A rise that the slope does not show is rounding, and all beyond it is.
+            climbs = float(gradient @ (x - here.x)) > CLIMB * change
+            return climbs, places
         if -change > LOUD * loudest:
             return None, places
         if needed > 1 or -change > here.rounding + loudest:

@@ -31,8 +31,6 @@ _LOOPED_DRAWS = 256
 _GAIN = 1e-7
 # Fresh draws that promise more than so many nats ask for more draws.
 _PROMISE = 0.02
-# The same of guides whose geometry is unknown: by how much the bounds may differ.
-_GAP = 0.5
 
 
 def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
