@@ -179,7 +179,8 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     held = {**problem.arguments.values, **rows}
     if ROW_INDEX in rows:
         held |= {n: held[n][rows[ROW_INDEX]] for n in problem.rows}
-    order = _along((held[n] for n in problem.rows), len(index)).argsort()
+    places = torch.arange(len(index), device=problem.device)
+    order = _along(places, (held[n] for n in problem.rows)).argsort()
     sorted_rows = {n: rows[n][order] for n in problem.batch_arrays}
     ends = (slice(None), slice(None, batch_size), slice(-batch_size, None))
     whole, first, last = (
@@ -188,9 +189,9 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     return whole, first, last
 
 
-def _along(arrays: Iterable[Tensor], count: int) -> Tensor:
+def _along(places: Tensor, arrays: Iterable[Tensor]) -> Tensor:
     """Return one number per row that all columns have a share in."""
-    along: Any = torch.arange(count) * 1e-9
+    along: Any = places * 1e-9
     for array in arrays:
         columns = array.reshape(len(array), -1).to(torch.float64)
         centered = columns - columns.mean(0)

@@ -18,7 +18,7 @@ from pyro import settings
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.distributions import dirichlet
 
-from probsl import pyro_state, torch_state, validation
+from probsl import pyro_state, random_functions, torch_state, validation
 from probsl.pyro_state import PyroState
 from probsl.random_functions import Forked
 
@@ -330,11 +330,11 @@ def own_generator(device: torch.device) -> torch.Generator:
     """
     block = next((each for each in reversed(_OPEN) if each.seed is not None), None)
     if block is None or block.seed is None:
-        return torch.Generator(device)
+        return random_functions.generator_on(device)
     for index in _cuda_index(device):
         device = torch.device("cuda", index)
     if device not in block.generators:
-        made = torch.Generator(device).manual_seed(block.seed)
+        made = random_functions.generator_on(device).manual_seed(block.seed)
         block.generators[device] = made
     return block.generators[device]
 

@@ -150,9 +150,9 @@ class Functional:
         """
         noted, tensors = Noted(known or {}), {}
         for path, parameter in self._container.named_parameters():
-            brought = self._brought(path, parameter).detach()
-            # pyro.module states the parameters that ask for a gradient.
-            tensors[path] = brought.requires_grad_(parameter.requires_grad)
+            tensors[path] = self._brought(path, parameter)
+            if parameter.requires_grad:  # pyro.module states those alone
+                tensors[path] = tensors[path].detach().requires_grad_()
         paths = {id(tensor): path for path, tensor in tensors.items()}
         filling = Initialized(skip=False)
         self._skips_initialization = False

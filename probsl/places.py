@@ -158,7 +158,7 @@ def first_place(
             errors.append(error)
             if not _blames_values(error):
                 raise
-            if _repeats(errors):
+            if _repeats(errors) and not place.given:
                 raise errors[0] from None
             found = _as_clause(error)
         else:

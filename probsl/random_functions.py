@@ -429,6 +429,11 @@ class _Batched(TorchFunctionMode):
         return func(*args, **kwargs) if result is None else result
 
 
+def generator_on(device: torch.device) -> torch.Generator:
+    """Return a new generator of numbers on a device."""
+    return torch.Generator(device)
+
+
 def drawing_from(
     generator: Callable[[torch.device], torch.Generator],
     function: Function,

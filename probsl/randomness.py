@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probsl import random_functions
 from probsl.random_functions import (
     SAMPLERS,
     Forked,
@@ -305,7 +306,7 @@ class _Recorder(NoiseMode):
 
     def _of(self, device: torch.device) -> torch.Generator:
         """Return a generator of a device that no other thread moves."""
-        return torch.Generator(device).manual_seed(0)
+        return random_functions.generator_on(device).manual_seed(0)
 
     def moved(self) -> bool:
         """Whether torch's global random state is no longer what it was."""

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import (
     return_and_correct_aliasing,
 )
 
-from probsl import data
+from probsl import data, random_functions, torch_state
 
 # Torch knows this device everywhere, and no kernel of it is ever reached.
 DEVICE = torch.device("meta")
@@ -28,6 +28,8 @@ _REPLACED = {aten._efficientzerotensor.default: aten.zeros.default}
 
 class Remote(torch.Tensor):
     """A tensor that says it is on the device, and holds one that is not."""
+
+    is_meta = False  # it has numbers
 
     @staticmethod
     def __new__(cls, held):
@@ -50,6 +52,14 @@ class Remote(torch.Tensor):
         return _call(func, args, kwargs or {})
 
 
+# The generators of the device by which a call draws.
+_drawing = []
+
+
+class RemoteGenerator(torch.Generator):
+    """A generator of the device, which counts on the CPU."""
+
+
 class Emulation(TorchDispatchMode):
     """Answers calls that make tensors on the device."""
 
@@ -65,7 +75,15 @@ class Numbers(TorchFunctionMode):
 
 
 def _as_it_is(func, args, options):
-    return func(*args, **options)
+    generator = options.get("generator")
+    if not isinstance(generator, RemoteGenerator):
+        return func(*args, **options)
+    # The dispatcher would see a generator like any other.
+    _drawing.append(generator)
+    try:
+        return func(*args, **options)
+    finally:
+        _drawing.pop()
 
 
 def _made(func, args, options):
@@ -141,7 +159,7 @@ def _call(func, args, kwargs):
         options["device"] = torch.device("cpu")
     if func is aten.copy_.default:
         there = isinstance(args[0], Remote)
-    if there and options.get("generator") is not None:
+    if there and options.get("generator") is not None and not _drawing:
         raise RuntimeError(f"{func} draws on the device by a generator of the CPU")
     result = _REPLACED.get(func, func)(*given, **options)
     if remote and torch.Tag.inplace_view in func.tags:
@@ -164,10 +182,23 @@ def _each(function, value):
     return value
 
 
+def _generator_on(device):
+    return RemoteGenerator("cpu") if device == DEVICE else torch.Generator(device)
+
+
+def _without_emulation(modes):
+    return lambda: [m for m in modes() if not isinstance(m, Emulation | Numbers)]
+
+
 @contextmanager
 def emulated(monkeypatch):
     """Let a fit compute on the device for a block, if it is asked to."""
     monkeypatch.setattr(data, "_available", torch.device)
+    monkeypatch.setattr(random_functions, "generator_on", _generator_on)
+    # Modes of the caller's do not reach into a fit, but these stand for a device.
+    for stack in ("function_modes", "dispatch_modes"):
+        modes = _without_emulation(getattr(torch_state, stack))
+        monkeypatch.setattr(torch_state, stack, modes)
     # Else torch.tensor copies to the device where no mode sees it.
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)

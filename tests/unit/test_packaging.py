@@ -19,12 +19,18 @@ NAMES_THAT_SAY_NOTHING = ["common", "core", "helper", "helpers", "misc", "types"
 NAMES_THAT_SAY_NOTHING += ["util", "utils"]
 # The rooms that look into Pyro's traces; the others ask these.
 POUTINE_ROOMS = [
+    "declared_supports",
     "enumeration",
-    "parameters",
+    "isolation",
+    "parameter_statements",
+    "places",
     "predict",
     "problem",
+    "pyro_state",
     "relocation",
+    "reparameterized",
     "scoring",
+    "subsampling",
     "visits",
 ]
 
