@@ -82,17 +82,23 @@ class _Substitution(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
+def delta_guide(program, data, values, discrete):
+    """Return AutoDelta at the given values."""
+    guide = AutoDelta(
+        poutine.block(program, hide=list(discrete)),
+        init_loc_fn=init_to_value(values=values, fallback=init_to_feasible),
+    )
+    guide(**data)
+    for name, value in values.items():  # a reparameterized site begins elsewhere
+        deep_setattr(guide, name, value)
+    return guide
+
+
 def delta_elbo(program, data, values, discrete, dropped=(), parameters=None):
     """Return minus the loss of TraceEnum_ELBO under AutoDelta at the given values."""
     with own_state(parameters), torch.no_grad():
         pyro.set_rng_seed(0)
-        guide = AutoDelta(
-            poutine.block(program, hide=list(discrete)),
-            init_loc_fn=init_to_value(values=values, fallback=init_to_feasible),
-        )
-        guide(**data)
-        for name, value in values.items():  # a reparameterized site begins elsewhere
-            deep_setattr(guide, name, value)
+        guide = delta_guide(program, data, values, discrete)
         loss = TraceEnum_ELBO(max_plate_nesting=NESTING).loss(
             without_priors(program, dropped), guide, **data
         )
