@@ -600,7 +600,7 @@ class Problem:
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.
 
-        Its latents state their supports as `probsl.supports` knows them. Its own
+        Its latents state their supports as ``probsl.supports`` knows them. Its own
         parameters are at their starts, and its modules stay as they are.
         """
         hidden = list(self.named(Role.ENUMERATED))
