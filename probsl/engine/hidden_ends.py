@@ -159,8 +159,10 @@ def _side(
         needed = 1 if quiet else LOUD
         if change > here.rounding + needed * loudest:
             # A rise that the slope does not show is rounding, and all beyond it is.
+            # The slope of a penalty is not in the gradient.
+            smooth = descent.landscape.l1 is None
             climbs = float(gradient @ (x - here.x)) > CLIMB * change
-            return climbs, places
+            return climbs or not smooth, places
         if -change > LOUD * loudest:
             return None, places
         if needed > 1 or -change > here.rounding + loudest:
