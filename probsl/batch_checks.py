@@ -63,9 +63,9 @@ def check_batches(problem: Problem, batch_size: int) -> None:
     local = [s.name for s in problem.latents if problem.is_local(s)]
     if local and batch_size < problem.size:
         raise ValueError(
-            f"site '{local[0]}' has one latent per row, which batches cannot "
-            f"learn; fit all rows at once{_at_once(problem)}, or sum it out in the "
-            "likelihood"
+            f"site '{local[0]}' has one latent per row, and every step fits all of "
+            "them, for which a batch of rows is not enough; fit all rows at once"
+            f"{_at_once(problem)}, or sum it out in the likelihood"
         )
     if batch_size < problem.size:
         _check_run(

@@ -83,6 +83,9 @@ class AdamWalk:
         self._clip = clip
         self._age = 0
         self._feed = feed
+        places = torch.arange(1, feed.places + 1, dtype=torch.float64, device="cpu")
+        decays = [beta**places for beta in options.betas]
+        self._ahead = torch.stack([*decays, places], 1)
         self._names: list[str] = []
         self._window = 0
         # Row by row, since each has a size of its own.
@@ -161,12 +164,14 @@ class AdamWalk:
         assert self._walk is not None
         self._walk.set(state)
 
-    def drifting(self) -> bool:
-        """Return whether the gradients since the last call did not average to zero."""
-        moving = drifts(self._state[_DRIFT], self._state[_SQUARES], self._window)
+    def begin_window(self) -> None:
+        """Add up gradients anew."""
         self._state[_DRIFT:] = 0.0
         self._window = 0
-        return moving
+
+    def drifting(self) -> bool:
+        """Return whether the gradients of this window do not average to zero."""
+        return drifts(self._state[_DRIFT], self._state[_SQUARES], self._window)
 
     def nonfinite(self) -> tuple[int, ...]:
         """Return the coordinates whose gradient is not finite here."""
@@ -182,13 +187,16 @@ class AdamWalk:
 
     def _schedule(self) -> Tensor:
         """Return the factors that change from step to step, ``[places, 3]``."""
+        # Few operations on whole columns, since each block waits for them.
         first, second = self._options.betas
-        places = torch.arange(
-            1, self._feed.places + 1, dtype=torch.float64, device="cpu"
+        decays = [-(first**self._age), -(second**self._age), 1]
+        above, below, scales = torch.tensor(
+            [[self.rate, 1, 1], [1, 1, self.count], decays],
+            dtype=torch.float64,
+            device="cpu",
         )
-        age, count = self._age + places, self.count + places
-        columns = [self.rate / (1 - first**age), 1 / (1 - second**age), 1 / count]
-        return torch.stack(columns, 1).to(self._start_state)
+        schedule: Tensor = above / torch.addcmul(below, scales, self._ahead)
+        return schedule.to(self._start_state)
 
     def _advance(
         self, state: Tensor, schedule: Tensor, *given: Tensor

@@ -114,13 +114,15 @@ class OptimizerWalk:
             self.x.copy_(mean)
         self.mean = mean
 
-    def drifting(self) -> bool:
-        """Return whether the gradients since the last call did not average to zero."""
-        moving = drifts(self._sum, self._squares, self._window)
+    def begin_window(self) -> None:
+        """Add up gradients anew."""
         self._sum.zero_()
         self._squares.zero_()
         self._window = 0
-        return moving
+
+    def drifting(self) -> bool:
+        """Return whether the gradients of this window do not average to zero."""
+        return drifts(self._sum, self._squares, self._window)
 
     def nonfinite(self) -> tuple[int, ...]:
         """Return the coordinates whose gradient is not finite here."""

@@ -73,11 +73,9 @@ def drifts(total: Tensor, squares: Tensor, count: int) -> bool:
     count
         How many there were.
     """
-    count = max(count, 1)
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0)
-    moving = variance > 0
-    ratios = count * mean.square()[moving] / variance[moving]
+    sums = total.square()
+    spread = squares - sums / max(count, 1)
+    ratios = (sums / spread)[spread > 0]
     if not len(ratios):
         return False
     limit = 2 * math.log(200 * len(ratios))

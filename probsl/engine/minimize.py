@@ -175,6 +175,9 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
         first = 1.0 if len(memory) else min(1.0, 1 / max(length, 1e-300))
         search = wolfe_search if smooth else orthant_search
         found, walled = search(descent, direction, slope, first)
+        worth = max(descent.tolerance, descent.noise)
+        if walled and found is not None and descent.value - found[1] <= worth:
+            found = None  # it would creep along the wall for ever
         if found is not None:
             memory.update(found[0] - descent.x, found[2] - descent.gradient)
             descent.accept(*found)

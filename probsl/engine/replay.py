@@ -89,9 +89,8 @@ class Replay:
             else partial(call.function, *call.arguments, **call.options)
             for call in self._calls
         ]
-        # Turn -> place -> calls, made when they are first needed.
-        self._bound: tuple[list[Bound | None], ...]
-        self._bound = tuple([None] * len(places) for _ in self._states)
+        # Last bit of the offset -> place -> calls, made when they are first needed.
+        self._bound: tuple[dict[int, Bound], ...] = tuple({} for _ in self._states)
 
     @property
     def state(self) -> Tensor:
@@ -121,16 +120,18 @@ class Replay:
 
         An interrupt leaves the last whole step.
         """
-        offset, bound = self._offset, self._bound
-        for taken in range(self._taken, stop + offset):
-            step = bound[taken & 1][taken - offset]
-            if step is None:
-                step = self._bind(taken - offset, taken & 1)
+        bound = self._bound[self._offset & 1]
+        for place in range(self.place, stop):
+            if place not in bound:
+                bound[place] = self._bind(place)
+        steps = [bound[place] for place in range(self.place, stop)]
+        for taken, step in enumerate(steps, self._taken + 1):
             step()
-            self._taken = taken + 1
+            self._taken = taken
 
-    def _bind(self, place: int, turn: int) -> Bound:
+    def _bind(self, place: int) -> Bound:
         """Put what a place is given, and its states, into the place of the first."""
+        turn = (place + self._offset) & 1
         owners = dict(enumerate(self._places[place], 1))
         owners |= {0: self._states[turn], _AFTER: self._states[1 - turn]}
         owners[_LOSS] = self._losses[place]
@@ -138,9 +139,7 @@ class Replay:
             fixed or _placed_call(call, self._roles, owners)
             for call, fixed in zip(self._calls, self._fixed, strict=True)
         ]
-        step = calls[0] if len(calls) == 1 else partial(_one_by_one, calls)
-        self._bound[turn][place] = step
-        return step
+        return calls[0] if len(calls) == 1 else partial(_one_by_one, calls)
 
     def prove(self, examples: Sequence[Sequence[Tensor]]) -> None:
         """Compare steps at several places with those of the function itself.

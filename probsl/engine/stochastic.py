@@ -350,15 +350,16 @@ class _Search:
         point = self.walk.x.detach().clone()
         self._speed = float((point - self._point).abs().max())
         self._point = point
-        drifting = self.walk.drifting()
         before, after = self._moments, _moments(self.losses[-WINDOW:])
         self._moments = after
         if before is None:
+            self.walk.begin_window()
             return False
         progress = before[0] - after[0]
         noise = math.sqrt(before[1] + after[1])
         resting = progress <= max(2 * noise, self._tolerance)
-        idle = resting and (not drifting or noise <= self._tolerance)
+        idle = resting and (noise <= self._tolerance or not self.walk.drifting())
+        self.walk.begin_window()
         self._adrift = self._adrift + 1 if resting and not idle else 0
         if self._adrift == _ADRIFT:  # is the rate too small to follow the slope?
             self._adrift = 0
@@ -410,7 +411,8 @@ class _Search:
 def _moments(losses: list[float]) -> tuple[float, float]:
     """Return the mean and the squared standard error of the mean."""
     # A list this short is summed in less time than a tensor is made of it.
-    finite = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
-    mean = sum(finite) / len(finite)
-    variance = sum([(v - mean) * (v - mean) for v in finite]) / len(finite)
-    return mean, variance / len(finite)
+    if not math.isfinite(sum(losses)):
+        losses = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
+    mean = sum(losses) / len(losses)
+    variance = sum([(v - mean) * (v - mean) for v in losses]) / len(losses)
+    return mean, variance / len(losses)

@@ -101,7 +101,7 @@ def search_with_fixed_draws(
         return None, f"draws cannot be taken together ({many.reason})"
     most = _LOOPED_DRAWS if many.way == "loop" else _MOST_DRAWS
     search = _Search(run, bound, noise, many, tolerance, max_steps)
-    x = bound.start
+    x, ran_off = bound.start, False
     while True:
         found = search.minimize(x, count, factor if x is bound.start else None)
         note = f"with {count} fixed draws"
@@ -115,14 +115,17 @@ def search_with_fixed_draws(
         sound = found.status is Status.CONVERGED and fresh.supports(found.value)
         if sound and fresh.promise <= _PROMISE:
             return found, f"{note}; {fresh}"
-        if 4 * count > most or not _fits(bound, noise, 4 * count):
+        again = ran_off and found.status is Status.UNBOUNDED
+        if again or 4 * count > most or not _fits(bound, noise, 4 * count):
             break
-        count *= 4
+        count, ran_off = 4 * count, found.status is Status.UNBOUNDED
         x = found.x if sound else bound.start
     if sound:
         more = f"fresh draws promise {fresh.promise:.2g} nats more"
         return found, f"{note}; {fresh}; {more}"
     if found.status is Status.UNBOUNDED:
+        if not found.sites:
+            note += "; the guide spreads over latents that neither prior nor data hold"
         return found, note
     return None, f"{count} fixed draws give {-found.value:.6g}, fresh ones {fresh}"
 

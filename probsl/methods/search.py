@@ -258,7 +258,7 @@ def search_noisily(
         settled.steps,
         compiled_from=settled.compiled_from,
         trouble=obstacle or settled.trouble,
-        remark=_remark(settled, size),
+        remark=_remark(settled, size) or _edge_remark(settled, problem),
         remainder=settled.remainder,
     )
 
@@ -294,6 +294,17 @@ def _remark(settled: Settled, size: float) -> str:
     # What an exact step could gain is at most what none was seen to gain.
     return (
         f"the Monte Carlo error of the optimum is at most {left.bound * size:.2g} nats"
+    )
+
+
+def _edge_remark(settled: Settled, problem: Problem) -> str:
+    """Say that steps may have failed at the edge of a support that moves."""
+    if settled.ending is not Ending.NONFINITE or not problem.moving:
+        return ""
+    return (
+        f"the support of '{problem.moving[0]}' moves with the parameters, and "
+        "first-order steps cannot end at its edge; fit all rows at once, without "
+        "optimizer= and scheduler="
     )
 
 

@@ -20,6 +20,8 @@ __all__ = ["OTHERS", "look_elsewhere"]
 
 # Other starts at most; fewer where so many of them confirm the first.
 OTHERS, CONFIRMED = 4, 2
+# Further searches begin until all took twice the steps of the first, or so many.
+_STEPS = 200
 _DOUBTFUL = (Status.UNBOUNDED, Status.BOUNDARY, Status.UNIDENTIFIED, Status.STALLED)
 
 
@@ -50,10 +52,11 @@ def look_elsewhere(
     starts = [] if falls or found.status not in _DOUBTFUL else list(starts)
     if found.redundant is not None and all(map(found.redundant, starts)):
         starts = []
-    best, confirmed, tried = found, 0, 1
+    best, confirmed, tried, steps = found, 0, 1, 0
     for start in starts:
         other = search(start)
         tried += 1
+        steps += other.steps
         if other.status is Status.INTERRUPTED:
             best = replace(best, status=Status.INTERRUPTED, sites=())
             break
@@ -61,7 +64,8 @@ def look_elsewhere(
             best, confirmed = other, 0
         elif other.status is best.status and not _lower(best, other, size):
             confirmed += 1
-        if best.status is Status.CONVERGED or confirmed >= CONFIRMED:
+        enough = confirmed >= CONFIRMED or steps > max(2 * found.steps, _STEPS)
+        if best.status is Status.CONVERGED or enough:
             break
     if best.x is found.x:
         return Several(best, best.steps)

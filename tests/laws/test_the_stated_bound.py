@@ -2,46 +2,56 @@
 
 import math
 import warnings
+from contextlib import suppress
 
 import pyro
 import pytest
 import torch
+from idioms import IDIOMS
 from programs import PROBLEMS
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro_oracle import NESTING, Substituted, own_state
 
 import probsl
 from probsl import Status
+from probsl.sites import Role
 
 DRAWS = 2000
+# Scales may go to zero in the one; of the other rows nothing is known.
+NO_OPTIMUM = {"horseshoe": None, "some rows observed": Status.UNBOUNDED}
 # Pyro scores these one draw after the other.
 FEW_DRAWS = 50
 
-# Priors with kinks take noisy steps, which these laws see elsewhere.
+# Priors with kinks take noisy steps, which these laws see elsewhere; the bound of a
+# program with parameters of its own holds where they are, not where Pyro has them.
 CASES = [
     (case, guide)
-    for number, case in enumerate(PROBLEMS)
-    if case.name not in ("lasso", "own parameters")
-    for guide in [AutoMultivariateNormal if number % 2 else AutoNormal]
+    for number, case in enumerate((*PROBLEMS, *IDIOMS))
+    if case.name != "lasso" and "own" not in case.has
+    for guide in [AutoMultivariateNormal if number % 3 == 1 else AutoNormal]
 ]
 
 
-def log_density_by_pyro(case, values):
+def log_density_by_pyro(case, values, discrete):
     """Return Pyro's log density of a program at draws of its latents, ``[draws]``."""
 
     def one(draw):
-        conditioned = poutine.condition(case.program, draw)
-        return poutine.trace(conditioned).get_trace(**case.data).log_prob_sum()
+        substituted = Substituted(case.program, draw)
+        return poutine.trace(substituted).get_trace(**case.data).log_prob_sum()
 
-    with torch.no_grad(), warnings.catch_warnings():
+    with own_state(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "discrete" not in case.has:
-            return torch.func.vmap(one)(values)
-        elbo = TraceEnum_ELBO(max_plate_nesting=2)
+        if not discrete:
+            with suppress(RuntimeError):  # not every program can be vectorized
+                return torch.func.vmap(one)(values)
         draws = [{n: v[i] for n, v in values.items()} for i in range(FEW_DRAWS)]
+        if not discrete:
+            return torch.stack([one(draw) for draw in draws])
+        elbo = TraceEnum_ELBO(max_plate_nesting=NESTING)
         losses = [
-            elbo.loss(poutine.condition(case.program, d), _no_guide, **case.data)
+            elbo.loss(Substituted(case.program, d), _no_guide, **case.data)
             for d in draws
         ]
         return -torch.tensor(losses, dtype=torch.float64)
@@ -59,15 +69,17 @@ def test_the_stated_bound_is_that_of_fresh_draws(case, guide):
 
     A gap of a nat is a hundred standard errors of most of these, so chance fails none.
     """
-    fit = probsl.fit(case.program, case.data, probsl.SVI(guide), seed=1)
+    fit = probsl.fit(case.program, case.data, probsl.SVI(guide), seed=1, **case.options)
     if fit.status is not Status.CONVERGED:
-        assert case.name == "horseshoe"
+        assert NO_OPTIMUM[case.name] in (None, fit.status)
         return
+    latents = {site.name for site in fit.problem.latents}
+    draws = {n: v for n, v in fit.draw(DRAWS, seed=5).items() if n in latents}
     with pyro.validation_enabled(False):
-        log_p = log_density_by_pyro(case, fit.draw(DRAWS, seed=5))
+        log_p = log_density_by_pyro(case, draws, fit.problem.named(Role.ENUMERATED))
     log_q = fit.posterior.log_density(DRAWS, 5)
     terms = (log_q[: len(log_p)] - log_p).double()
-    assert float(terms.std()) / math.sqrt(DRAWS) < 1
+    assert float(terms.std()) / math.sqrt(len(terms)) < 1
     assert float(fit.losses[-1]) == pytest.approx(float(terms.mean()), abs=1)
     stated = float(fit.note.split("ELBO ")[1].split(",")[0])
     assert -stated == pytest.approx(float(terms.mean()), abs=1)

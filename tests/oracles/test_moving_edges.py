@@ -1,5 +1,7 @@
 """Optima where an observed value meets the edge of its support: closed forms."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -14,6 +16,9 @@ from probsl import Status
 PARETO = np.random.default_rng(0).uniform(0, 7.3, 30) + 0.1
 UNIFORM = np.random.default_rng(0).uniform(0, 7.0, 40)
 SHIFTED = 3 + np.random.default_rng(0).exponential(2.0, 40)
+
+STEPS = probsl.MAP(max_steps=3000)
+ADAM = probsl.MAP(optimizer=partial(torch.optim.Adam, lr=0.1), max_steps=3000)
 
 
 def pareto(y=None):
@@ -47,7 +52,7 @@ def from_and_width(y=None):
 def exponential(y=None):
     shift = pyro.sample("shift", dist.Normal(0.0, 10.0))
     rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("data", len(SHIFTED)):
+    with pyro.plate("data", len(y)):
         moved = [AffineTransform(shift, 1.0)]
         fn = dist.TransformedDistribution(dist.Exponential(rate), moved)
         pyro.sample("y", fn, obs=y)
@@ -208,3 +213,13 @@ def test_a_point_as_a_guide_is_not_refused():
         probsl.SVI(AutoDelta, start={"theta": 10.0}, max_steps=5),
     )
     assert float(fit.point()["theta"]) > UNIFORM.max()
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 10}, {"method": ADAM}], ids=["batches", "optimizer"]
+)
+def test_steps_that_cannot_end_at_an_edge_say_so(options):
+    """Whoever steps over it has no slope that leads back."""
+    fit = probsl.fit(exponential, {"y": SHIFTED}, **{"method": STEPS, **options})
+    assert fit.status is Status.NONFINITE
+    assert "support of 'y' moves with the parameters" in fit.note

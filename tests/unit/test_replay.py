@@ -109,7 +109,7 @@ def with_call(made, change):
     (call,) = made._replay._calls
     made._replay._calls[0] = dataclasses.replace(call, function=change(call.function))
     for bound in made._replay._bound:
-        bound[:] = [None] * PLACES
+        bound.clear()
 
 
 def test_a_call_that_fails_where_the_step_does_not_makes_steps_slower():
