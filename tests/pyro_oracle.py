@@ -40,6 +40,26 @@ def own_state(parameters=None):
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def fitted_parameters(fit):
+    """Put a fit's own parameters where Pyro finds them, and take them back after.
+
+    Yields those of `pyro.param` statements, for `own_state`.
+    """
+    problem = fit.problem
+    own = {n: v.detach().clone() for n, v in fit.posterior.own.items()}
+    modules = [p for p in problem.own if not p.statement]
+    tensors = [problem.program._container.get_parameter(p.path) for p in modules]
+    kept = [tensor.detach().clone() for tensor in tensors]
+    try:
+        for tensor, parameter in zip(tensors, modules, strict=True):
+            tensor.data = own[parameter.name]
+        yield {p.name: p.constrain(own[p.name]) for p in problem.own if p.statement}
+    finally:
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.data = before
+
+
 def without_priors(program, names):
     def masked(*args, **kwargs):
         with WithoutPriors(names):

@@ -8,14 +8,19 @@ import torch
 from idioms import IDIOMS
 from programs import PROBLEMS
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro_oracle import NESTING, delta_guide, own_state, without_priors
+from pyro_oracle import (
+    NESTING,
+    delta_guide,
+    fitted_parameters,
+    own_state,
+    without_priors,
+)
 
 import probsl
 from probsl.problem import Problem
 from probsl.sites import Role
 
-# Trained in place by Pyro, networks of the module would not be as they were.
-CASES = [c for c in (*PROBLEMS, *IDIOMS) if "own" not in c.has]
+CASES = (*PROBLEMS, *IDIOMS)
 STEPS = 200
 WITHOUT_PRIORS = ("linear", "robust", "simplex", "one joint observation")
 # Per row, in float64; see `probsl.MLE`.
@@ -28,7 +33,7 @@ def gain(case, fit, dropped):
     problem = Problem.build(case.program, case.data, **case.options)
     discrete = problem.named(Role.ENUMERATED)
     latents = {n: v for n, v in fit.point().items() if n in problem_latents(problem)}
-    with own_state():
+    with fitted_parameters(fit) as parameters, own_state(parameters):
         guide = delta_guide(program, case.data, latents, discrete)
         svi = SVI(
             program,
