@@ -40,11 +40,14 @@ class FreshBound:
     promise
         What the best step from here would still gain, by the length of the gradient in
         the guide's own geometry; zero for guides that are not Gaussian.
+    of_all_rows
+        Whether each draw was scored by all rows, rather than by a batch of them.
     """
 
     value: float
     error: float
     promise: float = 0.0
+    of_all_rows: bool = True
 
     def supports(self, stated: float) -> bool:
         """Return whether it agrees with a stated negative bound to a nat."""

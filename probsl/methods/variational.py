@@ -205,7 +205,7 @@ def _with_noise(
         return found, ""
     losses = torch.cat([found.losses, found.losses.new_tensor([fresh.value])])
     found = replace(found, losses=losses)
-    if fresh.error > 1 and run.batch_size is None:
+    if fresh.error > 1 and fresh.of_all_rows:
         found = replace(found, status=Status.STALLED)
     return found, str(fresh)
 
@@ -222,7 +222,10 @@ def _fresh(
         many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
         if many.way != "loop":
             return fresh_bound(bound, many, noise, found.x, run.seed)
-    return FreshBound(left.value * problem.size, left.error * problem.size)
+    whole = run.batch_size is None
+    return FreshBound(
+        left.value * problem.size, left.error * problem.size, of_all_rows=whole
+    )
 
 
 def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:

@@ -29,7 +29,7 @@ CASES = [
     (case, guide)
     for number, case in enumerate((*PROBLEMS, *IDIOMS))
     if case.name != "lasso"
-    for guide in [AutoMultivariateNormal if number % 3 == 1 else AutoNormal]
+    for guide in [AutoMultivariateNormal if number % 3 == 0 else AutoNormal]
 ]
 
 
