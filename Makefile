@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-examples
 	$(BIN)/python examples/linear_regression.py demo
 
 test: $(VENV)/.installed-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # In an environment of its own, where there is a python3.12.
 test-arviz1:
@@ -45,7 +45,7 @@ docs: $(VENV)/.installed-docs
 # The rivals have an environment of their own.
 benchmarks:
 	$(MAKE) VENV=.venv-benchmarks .venv-benchmarks/.installed-benchmarks
-	cd tests/benchmarks && for script in steps starts memory cold choice; do \
+	cd tests/benchmarks && for script in steps starts memory cold choice columns; do \
 		OMP_NUM_THREADS=1 ../../.venv-benchmarks/bin/python "$$script.py" || exit 1; \
 	done
 

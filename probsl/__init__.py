@@ -1,8 +1,9 @@
 """Probabilistic supervised learning: one Pyro program, fitted by MLE, MAP and SVI."""
 
-from probsl.compare import Comparison, compare
-from probsl.fit import Fit, Status, fit, log_score
-from probsl.inference_data import to_arviz
+from probsl.comparison import Comparison, compare
+from probsl.contract import Status
+from probsl.export.inference_data import to_arviz
+from probsl.fitting import Fit, fit, log_score
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
 from probsl.plots.forest import plot_forest
@@ -10,6 +11,8 @@ from probsl.plots.losses import plot_losses
 from probsl.plots.predictive import plot_predictive
 from probsl.plots.prior_posterior import plot_prior_posterior
 from probsl.plots.shrinkage import plot_shrinkage
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",

@@ -1,4 +1,4 @@
-"""What a user may say for an option, checked."""
+"""Validation of user options."""
 
 from __future__ import annotations
 

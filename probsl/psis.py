@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 K_LIMIT = 0.7
-"""Pareto shapes from here on mean that a leave-one-out density is not to be trusted."""
+"""Pareto shapes from here on mean that a leave-one-out density is unreliable."""
 
 # Fewer draws in the tail cannot be fitted.
 _TAIL_LEAST = 5
@@ -39,7 +39,7 @@ _NEGLIGIBLE = 10 * np.finfo(float).eps
 _CHUNK = 4_000_000
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LeaveOneOut:
     """Leave-one-out predictive densities of rows.
 

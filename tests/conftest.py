@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from probsl.engine.stochastic import settle
+from probsl.engine.steps.stochastic import minimize_stochastic
 
 # They are run by hand, in an environment of their own.
 collect_ignore = ["benchmarks"]
@@ -24,6 +24,17 @@ settings.register_profile(
 )
 settings.register_profile("deep", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Let one worker have all tests of a method's fit, which it then fits once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        pair = getattr(item, "callspec", None) and item.callspec.params.get("pair")
+        if pair is not None:
+            item.add_marker(pytest.mark.xdist_group(str(pair)))
 
 
 @pytest.fixture(autouse=True)
@@ -45,4 +56,4 @@ def a_clock_of_its_own(monkeypatch):
     The clock decides whether steps are compiled, and on a busy machine otherwise.
     """
     clock = itertools.count(0.0, 0.5).__next__
-    monkeypatch.setitem(settle.__kwdefaults__, "clock", clock)
+    monkeypatch.setitem(minimize_stochastic.__kwdefaults__, "clock", clock)

@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import (
     return_and_correct_aliasing,
 )
 
-from probsl import data, random_functions, torch_state
+from probsl.data import placement
+from probsl.isolation import torch_state
+from probsl.noise import modes
 
 # Torch knows this device everywhere, and no kernel of it is ever reached.
 DEVICE = torch.device("meta")
@@ -193,12 +195,12 @@ def _without_emulation(modes):
 @contextmanager
 def emulated(monkeypatch):
     """Let a fit compute on the device for a block, if it is asked to."""
-    monkeypatch.setattr(data, "_available", torch.device)
-    monkeypatch.setattr(random_functions, "generator_on", _generator_on)
+    monkeypatch.setattr(placement, "_available", torch.device)
+    monkeypatch.setattr(modes, "generator_on", _generator_on)
     # Modes of the caller's do not reach into a fit, but these stand for a device.
     for stack in ("function_modes", "dispatch_modes"):
-        modes = _without_emulation(getattr(torch_state, stack))
-        monkeypatch.setattr(torch_state, stack, modes)
+        others = _without_emulation(getattr(torch_state, stack))
+        monkeypatch.setattr(torch_state, stack, others)
     # Else torch.tensor copies to the device where no mode sees it.
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)

@@ -48,13 +48,17 @@ def fitted_parameters(fit):
     """
     problem = fit.problem
     own = {n: v.detach().clone() for n, v in fit.posterior.own.items()}
-    modules = [p for p in problem.own if not p.statement]
+    modules = [p for p in problem.own_parameters if not p.statement]
     tensors = [problem.program._container.get_parameter(p.path) for p in modules]
     kept = [tensor.detach().clone() for tensor in tensors]
     try:
         for tensor, parameter in zip(tensors, modules, strict=True):
             tensor.data = own[parameter.name]
-        yield {p.name: p.constrain(own[p.name]) for p in problem.own if p.statement}
+        yield {
+            p.name: p.constrain(own[p.name])
+            for p in problem.own_parameters
+            if p.statement
+        }
     finally:
         for tensor, before in zip(tensors, kept, strict=True):
             tensor.data = before

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from probsl.engine.many import Many, minimize_many, vectorizes
-from probsl.fit import Basin, Status
-from probsl.methods.search import Callback, Found, search_exactly
+from probsl.contract import Basin, Status
+from probsl.engine.minimize.many import Many, minimize_many, vectorizes
+from probsl.methods.search import Found, search_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from probsl.coordinates import Coordinates
+    from probsl.methods.progress import Callback
+    from probsl.program.coordinates import Coordinates
 
 # Where the way from one end to another is looked at for a hill.
 _ON_THE_WAY = (0.1, 0.5, 0.9)
@@ -143,7 +144,7 @@ def search_together(
             tolerance=tolerance,
             max_steps=max_steps and max(1, max_steps - rounds),
             l1=l1,
-            ahead=many.x[index],
+            known_point=many.x[index],
             callback=lambda step, loss, x: callback(before + step, loss, x),
         )
         steps += found.steps
@@ -363,7 +364,10 @@ def _reported(
     noun = "basin" if len(basins) == 1 else "basins"
     note = f"{count} starts found {len(basins)} {noun}: objective " + ", ".join(shown)
     if given_up:
-        note += f"; {given_up} came more slowly and no lower, and were given up"
+        noun = "start" if given_up == 1 else "starts"
+        note += (
+            f"; {given_up} {noun} converged slowly to no better value and were stopped"
+        )
     lost = count - given_up - sum(b.count for b in basins)
     if lost:
         note += f"; {lost} ended where the objective is not finite"

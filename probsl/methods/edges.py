@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probsl.engine.minimize import minimize
-from probsl.fit import Status
-from probsl.methods.search import Found, named_coordinates, search_exactly
+from probsl.contract import Status
+from probsl.engine.minimize.minimize import minimize
+from probsl.methods.endings import named_coordinates
+from probsl.methods.search import Found, search_exactly
 
 if TYPE_CHECKING:
     from probsl.methods.point_objective import PointObjective
-    from probsl.methods.search import Callback
-    from probsl.observed_supports import Edge
+    from probsl.methods.progress import Callback
+    from probsl.program.observed_supports import Edge
 
 __all__ = ["approach_edge"]
 
@@ -37,7 +38,7 @@ _DOUBTFUL = (Status.STALLED, Status.NONFINITE, Status.UNBOUNDED, Status.BOUNDARY
 _SHARE = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Stage:
     """The end of the search with one weight of the barrier."""
 
@@ -98,7 +99,7 @@ def approach_edge(
         sites=names,
         losses=losses,
         steps=approach.steps,
-        trouble=f"the support of '{site}' ends at observed values",
+        reason=f"the support of '{site}' ends at observed values",
     )
 
 

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probsl.conversion import place as place_of
-from probsl.observed_supports import on_edge
-from probsl.places import TRIED, others
-from probsl.sites import Role
-from probsl.supports import unwrap
-from probsl.visits import visit
+from probsl.data.conversion import place as place_of
+from probsl.program.messages import visit
+from probsl.program.observed_supports import on_edge
+from probsl.program.places import TRIED, others
+from probsl.program.sites import Role
+from probsl.program.supports import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from probsl.coordinates import Coordinates
-    from probsl.places import Place
-    from probsl.problem import Problem
+    from probsl.program.coordinates import Coordinates
+    from probsl.program.places import Place
+    from probsl.program.problem import Problem
 
 __all__ = ["has_slope", "start_elsewhere"]
 
@@ -98,7 +98,7 @@ def has_slope(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 
 def _point(problem: Problem, layout: Coordinates, place: Place) -> Tensor | None:
     """Return a place as a flat vector, or None if it cannot be drawn."""
-    own = {p.name: p.start for p in problem.own}
+    own = {p.name: p.start for p in problem.own_parameters}
     torch.manual_seed(place.seed)
     try:
         with torch.no_grad():
@@ -152,7 +152,7 @@ def _refuse_rows(
 def _broken(problem: Problem, layout: Coordinates, x: Tensor) -> dict[str, Tensor]:
     """Return, for each likelihood term, which of its elements are not finite."""
     values = layout.constrain(x)
-    names = problem.named(Role.OBSERVED, Role.FACTOR)
+    names = problem.sites_with_role(Role.OBSERVED, Role.FACTOR)
     try:
         with torch.no_grad():
             terms = problem.log_density_by_site(values, values, names)
@@ -176,7 +176,7 @@ def _instead_of(message: Any) -> str:
 
 
 def _messages(problem: Problem) -> dict[str, Any]:
-    own = {p.name: p.start for p in problem.own}
+    own = {p.name: p.start for p in problem.own_parameters}
     with torch.no_grad():
         return visit(
             lambda: problem.run(own, problem.batch().arguments), place=problem.place

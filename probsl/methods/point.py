@@ -9,38 +9,38 @@ import torch
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import Tensor
 
-from probsl.engine.feed import NOISE
-from probsl.fit import Outcome, Run, Status
+from probsl.contract import Outcome, Run, Status
+from probsl.engine.steps.feed import NOISE
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
 from probsl.methods.edges import approach_edge
-from probsl.methods.method_options import (
+from probsl.methods.endings import broken_sites
+from probsl.methods.options import (
     check_latent_names,
     check_options,
     check_prior_weight,
     prior_weights,
 )
 from probsl.methods.point_objective import PointObjective
+from probsl.methods.progress import watching
 from probsl.methods.search import (
     NEWTON_LIMIT,
     Found,
     batch_at,
-    broken_sites,
     example_of,
     search_exactly,
     search_noisily,
-    watching,
 )
 from probsl.methods.second_look import OTHERS, look_elsewhere
-from probsl.methods.starts import Start, calm_start
+from probsl.methods.starts import Start, feasible_start
 from probsl.options import several_names, whole_number
-from probsl.sites import Role
+from probsl.program.sites import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
-    from probsl.problem import Problem
-    from probsl.randomness import NoiseRecord
+    from probsl.engine.steps.first_order import OptimizerFactory, SchedulerFactory
+    from probsl.noise.record import NoiseRecord
+    from probsl.program.problem import Problem
 
 
 # Up to this many coordinates L-BFGS is far ahead of first-order steps, and the thirty
@@ -77,10 +77,10 @@ class MLE:
     start
         Site -> constrained value to start from, or a fit.
     starts
-        How many starting points to try, the further ones spread over [-2, 2] in
-        unconstrained space; the best end is kept. With one, a few more are tried where
-        the search from it comes to no optimum. Small problems with all rows go
-        down from all of them at once, and the fit's `basins` tell where they ended.
+        How many starting points to try, the others drawn uniformly from [-2, 2] in
+        unconstrained space; the best end is kept. With one, a few more are tried if
+        the search from it finds no optimum. Small problems with all rows are
+        minimized from all starts at once; `Fit.basins` lists where they ended.
 
     Examples
     --------
@@ -111,8 +111,18 @@ class MLE:
 
     def run(self, problem: Problem, run: Run) -> Outcome:
         """Fit the problem; see `probsl.fit`."""
+        return _run(self.objective(problem), run, self)
+
+    def objective(self, problem: Problem) -> PointObjective:
+        """Return what a fit of the problem minimizes.
+
+        Raises
+        ------
+        ValueError
+            If a latent would have to be integrated out.
+        """
         check_latent_names(problem, self.integrate or (), "integrate")
-        effects = problem.named(Role.RANDOM_EFFECT)
+        effects = problem.sites_with_role(Role.RANDOM_EFFECT)
         # Named sites are integrated beside the random effects; () integrates none.
         asked = dict.fromkeys((*effects, *(self.integrate or ())))
         integrated = () if self.integrate == () else tuple(asked)
@@ -126,7 +136,7 @@ class MLE:
         dropped = [s.name for s in problem.latents if not s.auxiliary]
         dropped += [s.name for s in problem.sites if s.prior and s.scored]
         weights = dict.fromkeys(dropped, 0.0)
-        return _run(problem, run, self, weights, jacobian=False)
+        return PointObjective(problem, problem.coordinates(), weights, jacobian=False)
 
 
 @dataclass(frozen=True)
@@ -186,12 +196,17 @@ class MAP:
 
     def run(self, problem: Problem, run: Run) -> Outcome:
         """Fit the problem; see `probsl.fit`."""
+        return _run(self.objective(problem), run, self)
+
+    def objective(self, problem: Problem) -> PointObjective:
+        """Return what a fit of the problem minimizes."""
         weights = prior_weights(problem, self.prior_weight)
         jacobian = self.space == "unconstrained"
-        return _run(problem, run, self, weights, jacobian=jacobian)
+        layout = problem.coordinates()
+        return PointObjective(problem, layout, weights, jacobian=jacobian)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PointPosterior:
     """All mass on one value of every latent.
 
@@ -201,10 +216,13 @@ class PointPosterior:
         Latent site -> constrained value.
     own
         Own parameter -> unconstrained value.
+    objective
+        What is least there.
     """
 
     values: dict[str, Tensor]
     own: dict[str, Tensor]
+    objective: PointObjective
     is_point: bool = True
 
     def point(self) -> dict[str, Tensor]:
@@ -226,29 +244,20 @@ class PointPosterior:
         )
 
 
-def _run(
-    problem: Problem,
-    run: Run,
-    method: MLE | MAP,
-    weights: dict[str, float],
-    *,
-    jacobian: bool,
-) -> Outcome:
-    layout = problem.coordinates()
-    objective = PointObjective(problem, layout, weights, jacobian=jacobian)
-    several = _search_all(problem, run, method, objective)
+def _run(objective: PointObjective, run: Run, method: MLE | MAP) -> Outcome:
+    several = _search_all(objective.problem, run, method, objective)
     best = several.best
     values, own = objective.named(best.x.detach())
     sites = best.sites
     if best.status is Status.NONFINITE:
-        sites = broken_sites(problem, values, own) or sites
+        sites = broken_sites(objective.problem, values, own) or sites
     return Outcome(
-        posterior=PointPosterior(values, own),
+        posterior=PointPosterior(values, own, objective),
         status=best.status,
         sites=sites,
         losses=best.losses,
         steps=several.steps,
-        note="; ".join(filter(None, [several.note, best.remark, best.trouble])),
+        note="; ".join(filter(None, [several.note, best.remark, best.reason])),
         basins=several.basins,
         compiled_from=best.compiled_from,
     )
@@ -354,7 +363,7 @@ def _search(
 def _starts(objective: PointObjective, method: MLE | MAP, run: Run) -> list[Tensor]:
     problem, layout = objective.problem, objective.layout
     batch = example_of(problem, run)
-    first = calm_start(
+    first = feasible_start(
         lambda x: objective(x, batch), problem, layout, method.start, run.seed
     )
     return [first, *_further_starts(objective, run, method.starts - 1)]

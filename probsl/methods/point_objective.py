@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probsl.methods.method_options import as_tensors
-from probsl.randomness import NoiseRecord, record
+from probsl.methods.options import as_tensors
+from probsl.noise.record import NoiseRecord, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from probsl.coordinates import Coordinates
-    from probsl.problem import Problem
-    from probsl.scoring import Batch
+    from probsl.program.coordinates import Coordinates
+    from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
 
 
 class PointObjective:
@@ -47,7 +47,7 @@ class PointObjective:
     def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         """Return the value at a point [size], for some rows or all of them."""
         values, jacobian = self.layout.constrain_with_jacobian(
-            x, self.problem.weigh_rows
+            x, self.problem.weight_rows
         )
         density = self.problem.log_density(
             values, values, batch, prior_weights=self._factors

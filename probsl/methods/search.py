@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from probsl.engine.batches import rows_of
-from probsl.engine.feed import ROW, WEIGHTS, Feed, places_for
-from probsl.engine.free_directions import level_at
-from probsl.engine.minimize import Minimum, minimize
-from probsl.engine.minimize import Outcome as End
-from probsl.engine.stochastic import Ending, Settled, settle
-from probsl.fit import Run, Status
-from probsl.isolation import own_generator
-from probsl.random_functions import independent_draws
-from probsl.scoring import Scoring
-from probsl.sites import Role
+from probsl.contract import Run, Status
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.free_directions import level_at
+from probsl.engine.minimize.minimize import Minimum, minimize
+from probsl.engine.steps.feed import ROW, WEIGHTS, Feed, places_for
+from probsl.engine.steps.stochastic import StochasticMinimum, minimize_stochastic
+from probsl.isolation.calls import own_generator
+from probsl.methods.endings import _at_boundary, named_coordinates
+from probsl.methods.progress import Callback, watching
+from probsl.noise.vmapped import independent_draws
 
 if TYPE_CHECKING:
-    from probsl.coordinates import Coordinates
-    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
-    from probsl.engine.remainder import Remainder
-    from probsl.problem import Problem
-    from probsl.randomness import NoiseRecord
-    from probsl.scoring import Batch
+    from collections.abc import Callable, Mapping
+
+    from probsl.engine.steps.first_order import OptimizerFactory, SchedulerFactory
+    from probsl.engine.steps.remainder import Remainder
+    from probsl.noise.record import NoiseRecord
+    from probsl.program.coordinates import Coordinates
+    from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
 
 # Up to this many coordinates the exact Hessian is affordable.
 NEWTON_LIMIT = 300
@@ -38,31 +36,9 @@ NEWTON_LIMIT = 300
 NOISY_STEPS = 20_000
 # Rows times coordinates up to which some gradients of all rows cost little.
 _WHOLE_ELEMENTS = 20_000_000
-# A status names up to this many elements one by one.
-_NAMED_ELEMENTS = 8
-
-# Called with step, loss, point and, for first-order steps, the learning rate.
-Callback = Callable[..., Any]
-
-_STATUSES = {
-    End.CONVERGED: Status.CONVERGED,
-    End.MAX_STEPS: Status.MAX_STEPS,
-    End.NONFINITE: Status.NONFINITE,
-    End.NULL_DIRECTIONS: Status.UNIDENTIFIED,
-    End.RUNAWAY: Status.UNBOUNDED,
-    End.STALLED: Status.STALLED,
-    End.INTERRUPTED: Status.INTERRUPTED,
-}
-_ENDINGS = {
-    Ending.CONVERGED: Status.CONVERGED,
-    Ending.MAX_STEPS: Status.MAX_STEPS,
-    Ending.NONFINITE: Status.NONFINITE,
-    Ending.STALLED: Status.STALLED,
-    Ending.INTERRUPTED: Status.INTERRUPTED,
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Where a search ended: the point, the status, and what the status is about.
 
@@ -78,7 +54,7 @@ class Found:
     steps: int
     flattening: bool = False
     compiled_from: int | None = None
-    trouble: str = ""
+    reason: str = ""
     redundant: Callable[[Tensor], bool] | None = None
     kinked: bool = False
     remark: str = ""
@@ -101,7 +77,7 @@ def search_exactly(
     l1: tuple[Tensor, Tensor] | None = None,
     idle: Literal["ignore", "report"] = "report",
     newton_limit: int = NEWTON_LIMIT,
-    ahead: Tensor | None = None,
+    known_point: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Found:
     """Minimize a deterministic objective and tell the status in terms of sites.
@@ -116,8 +92,8 @@ def search_exactly(
         Names the coordinates.
     size
         The number of rows, by weight; losses are reported as sums.
-    tolerance, max_steps, l1, idle, newton_limit, ahead, callback
-        As in `probsl.engine.minimize.minimize`.
+    tolerance, max_steps, l1, idle, newton_limit, known_point, callback
+        As in `probsl.engine.minimize.minimize.minimize`.
     """
     minimum = minimize(
         objective,
@@ -127,10 +103,10 @@ def search_exactly(
         l1=l1,
         newton_limit=newton_limit,
         idle=idle,
-        ahead=ahead,
+        known_point=known_point,
         callback=callback,
     )
-    status = _STATUSES[minimum.outcome]
+    status = Status[minimum.ending.name]
     if status is Status.UNBOUNDED and _at_boundary(minimum, layout):
         status = Status.BOUNDARY
     losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu") * size
@@ -149,7 +125,7 @@ def search_exactly(
         minimum.flattening,
         kinked=minimum.hessian is None and status is Status.CONVERGED and exact,
         redundant=redundant if status is Status.UNIDENTIFIED else None,
-        trouble=_unresolved(minimum),
+        reason=_unresolved(minimum),
     )
 
 
@@ -159,7 +135,7 @@ def _unresolved(minimum: Minimum) -> str:
         return ""
     if minimum.x.dtype == torch.float32:
         return "float32 cannot resolve this: center the data or use dtype=float64"
-    if minimum.outcome is End.STALLED:
+    if minimum.ending is Ending.STALLED:
         return "float64 cannot resolve this: center and rescale the data"
     return ""
 
@@ -235,7 +211,7 @@ def search_noisily(
     if obstacle and run.compile not in ("auto", False):
         warnings.warn(obstacle, UserWarning, stacklevel=2)
     with watching(run, size, method.max_steps or NOISY_STEPS) as callback:
-        settled: Settled = settle(
+        settled: StochasticMinimum = minimize_stochastic(
             _drawing(objective) if obstacle else objective,
             start,
             feed=_feed(problem, run, None if obstacle else noise, draws),
@@ -252,12 +228,12 @@ def search_noisily(
     losses = torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * size
     return Found(
         settled.x,
-        _ENDINGS[settled.ending],
+        Status[settled.ending.name],
         named_coordinates(layout, settled.coordinates),
         losses,
         settled.steps,
         compiled_from=settled.compiled_from,
-        trouble=obstacle or settled.trouble,
+        reason=obstacle or settled.reason,
         remark=_remark(settled, size) or _edge_remark(settled, problem),
         remainder=settled.remainder,
     )
@@ -278,7 +254,7 @@ def _whole(
     return lambda x: objective(x, {})
 
 
-def _remark(settled: Settled, size: float) -> str:
+def _remark(settled: StochasticMinimum, size: float) -> str:
     """Return what is left to gain, in nats, in a clause."""
     left = settled.remainder
     if left is None or settled.ending not in (Ending.CONVERGED, Ending.STALLED):
@@ -297,7 +273,7 @@ def _remark(settled: Settled, size: float) -> str:
     )
 
 
-def _edge_remark(settled: Settled, problem: Problem) -> str:
+def _edge_remark(settled: StochasticMinimum, problem: Problem) -> str:
     """Say that steps may have failed at the edge of a support that moves."""
     if settled.ending is not Ending.NONFINITE or not problem.moving:
         return ""
@@ -334,7 +310,7 @@ def example_of(problem: Problem, run: Run) -> Batch:
 def _feed(problem: Problem, run: Run, noise: NoiseRecord | None, draws: int) -> Feed:
     blocks, row_bytes, numbers = None, 0, 0
     if run.batch_size is not None:
-        blocks = rows_of(problem, run.batch_size, run.seed)
+        blocks = problem.batches(run.batch_size, run.seed)
         held = problem.batch_arrays.values()
         row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
     drawn = None
@@ -348,111 +324,3 @@ def _feed(problem: Problem, run: Run, noise: NoiseRecord | None, draws: int) -> 
 
     needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
     return Feed(places_for(needed), blocks, drawn, problem.device)
-
-
-def broken_sites(
-    problem: Problem, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[str, ...]:
-    """Name the sites whose log density is not finite at some values.
-
-    Parameters
-    ----------
-    problem
-        The program bound to its data.
-    values, own
-        As in `Problem.log_density`.
-    """
-    names = {s.name for s in problem.sites}
-    try:
-        with torch.no_grad():
-            terms = problem.log_density_by_site(values, own, names)
-    except (ValueError, RuntimeError):  # a matrix that cannot be factorized
-        return _unscored_site(problem, values, own)
-    return tuple(n for n, (term, _) in terms.items() if not term.isfinite().all())
-
-
-def _unscored_site(
-    problem: Problem, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[str, ...]:
-    """Name the site at which a run raises, making its distribution or scoring it."""
-    scoring = Scoring(values)
-    try:
-        with torch.no_grad(), scoring:
-            problem.run(own, problem.batch().arguments)
-    except (ValueError, RuntimeError):
-        scored = {n for n, m in scoring.messages.items() if "log_prob" in m}
-        kinds = (Role.DETERMINISTIC, Role.ENUMERATED)
-        named = (s.name for s in problem.sites if s.role not in kinds)
-        return tuple(n for n in named if n not in scored)[:1]
-    return ()
-
-
-def named_coordinates(
-    layout: Coordinates, coordinates: Sequence[int]
-) -> tuple[str, ...]:
-    """Name elements where they are few, else the sites that hold them."""
-    labels = layout.labels()
-    elements = tuple(dict.fromkeys(labels[i] for i in coordinates))
-    if len(elements) <= _NAMED_ELEMENTS:
-        return elements
-    sites = [
-        e.name
-        for e, s in zip(layout.entries, layout.sizes, strict=True)
-        for _ in range(s)
-    ]
-    return tuple(dict.fromkeys(sites[i] for i in coordinates))
-
-
-def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
-    """Whether all that runs off does so toward a finite edge at a finite density."""
-    if not minimum.flattening:
-        return False
-    offset = 0
-    for entry, size in zip(layout.entries, layout.sizes, strict=True):
-        mine = [i - offset for i in minimum.coordinates if offset <= i < offset + size]
-        part = minimum.x[offset : offset + size].detach()
-        offset += size
-        if mine and not _toward_edge(entry.transform, entry.flat_shape, part, mine):
-            return False
-    return True
-
-
-def _toward_edge(
-    transform: Any, shape: torch.Size, part: Tensor, running: list[int]
-) -> bool:
-    """Whether the constrained value has a finite limit as coordinates run on."""
-    near, far = part.clone(), part.clone()
-    near[running] += 20 * part[running].sign()
-    far[running] += 40 * part[running].sign()
-    here, there, yonder = (transform(p.reshape(shape)) for p in (part, near, far))
-    still = (yonder - there).abs() <= 1e-3 * (there - here).abs()
-    still |= torch.isclose(here, yonder, rtol=0, atol=1e-3)
-    return bool(still.all()) and not torch.equal(part, here.reshape(-1)[: len(part)])
-
-
-@contextmanager
-def watching(run: Run, size: float, total: int | None) -> Iterator[Callback]:
-    """Yield the callback of a search: a progress bar and the user's callbacks.
-
-    Losses are passed on as sums over the rows.
-    """
-    show = sys.stderr.isatty() if run.progress is None else run.progress
-    bar = None
-    if show:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=total, unit="step")
-
-    def callback(step: int, loss: float, x: Tensor, rate: float | None = None) -> bool:
-        if bar is not None:
-            bar.update(step - bar.n)
-            told = {} if rate is None else {"rate": f"{rate:.2g}"}
-            bar.set_postfix(loss=f"{loss * size:.6g}", **told, refresh=False)
-        answers = [each(step, loss * size, x) for each in run.callbacks]
-        return any(answers)
-
-    try:
-        yield callback
-    finally:
-        if bar is not None:
-            bar.close()

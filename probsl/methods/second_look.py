@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from probsl.fit import Status
+from probsl.contract import Status
 from probsl.methods.basins import LEVEL, Several
 
 if TYPE_CHECKING:

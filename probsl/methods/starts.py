@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.fit import Fit
-from probsl.methods.method_options import check_latent_names
+from probsl.fitting import Fit
+from probsl.methods.options import check_latent_names
 from probsl.methods.other_starts import start_elsewhere
-from probsl.places import start_tensor, start_value
+from probsl.program.places import start_tensor, start_value
 
 if TYPE_CHECKING:
-    from probsl.coordinates import Coordinates
-    from probsl.problem import Problem
+    from probsl.program.coordinates import Coordinates
+    from probsl.program.problem import Problem
 
 
 # Random parts of a start, ever closer to zero, and what they may cost per row.
@@ -29,7 +29,7 @@ _CALM = 10.0
 Start = Mapping[str, Any] | Fit | None
 
 
-def calm_start(
+def feasible_start(
     objective: Callable[[Tensor], Tensor],
     problem: Problem,
     layout: Coordinates,
@@ -75,7 +75,7 @@ def calm_start(
 
 def _free(layout: Coordinates, problem: Problem, start: Start) -> Tensor:
     """Return which coordinates a search may begin elsewhere: those of latents left."""
-    fixed = {p.name for p in problem.own} | set(_given(start))
+    fixed = {p.name for p in problem.own_parameters} | set(_given(start))
     return torch.cat(
         [
             torch.full((size,), entry.name not in fixed, device=problem.device)
@@ -116,7 +116,7 @@ def start_vector(
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     given = _given(start)
-    own = {p.name: p for p in problem.own}
+    own = {p.name: p for p in problem.own_parameters}
     parts = []
     for entry, center in layout.split(problem.center(layout)):
         shape = entry.flat_shape
@@ -138,7 +138,7 @@ def start_vector(
 
 def _start_of(problem: Problem, name: str, value: Any) -> Tensor:
     """Return a start value in unconstrained space, checked."""
-    own = {p.name: p for p in problem.own}
+    own = {p.name: p for p in problem.own_parameters}
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     if name in own:
         constrained = start_tensor(name, value, own[name].shape, like)

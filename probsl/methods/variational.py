@@ -8,36 +8,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probsl.engine.feed import NOISE
-from probsl.fit import Outcome, Run, Status
-from probsl.methods.fixed_draws import obstacle, search_with_fixed_draws
-from probsl.methods.fresh_draws import FreshBound, fresh_bound
-from probsl.methods.guide_beginnings import prepared
-from probsl.methods.guide_posterior import GuidePosterior
-from probsl.methods.many_draws import ManyDraws
-from probsl.methods.method_options import (
+from probsl.contract import Outcome, Run, Status
+from probsl.engine.steps.feed import NOISE
+from probsl.methods.guides.fixed_draws import obstacle, search_with_fixed_draws
+from probsl.methods.guides.fresh_draws import FreshBound, fresh_bound
+from probsl.methods.guides.initialization import initialized
+from probsl.methods.guides.many_draws import ManyDraws
+from probsl.methods.guides.posterior import GuidePosterior
+from probsl.methods.options import (
     check_options,
     check_prior_weight,
     prior_weights,
 )
-from probsl.methods.search import (
-    Found,
-    batch_at,
-    example_of,
-    search_noisily,
-)
+from probsl.methods.search import Found, batch_at, example_of, search_noisily
+from probsl.noise.standardized import standardized
 from probsl.options import whole_number
-from probsl.randomness import standardized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from probsl.engine.first_order import OptimizerFactory, SchedulerFactory
-    from probsl.methods.evidence_lower_bound import ELBO
-    from probsl.methods.guides import GuideForm
+    from probsl.engine.steps.first_order import OptimizerFactory, SchedulerFactory
+    from probsl.methods.guides.elbo import ELBO
+    from probsl.methods.guides.forms import GuideForm
     from probsl.methods.starts import Start
-    from probsl.problem import Problem
-    from probsl.randomness import NoiseRecord
+    from probsl.noise.record import NoiseRecord
+    from probsl.program.problem import Problem
 
 # Draws of one noisy step, where torch can take them together.
 _STEP_DRAWS = 8
@@ -129,7 +124,9 @@ class SVI:
                 "own; give them a prior, or use MLE"
             )
         weights = prior_weights(problem, self.prior_weight)
-        bound, noise, factor = prepared(problem, self.guide, weights, self.start, run)
+        bound, noise, factor = initialized(
+            problem, self.guide, weights, self.start, run
+        )
         guide = bound.guide
         found, note = None, ""
         if not self._asks_for_noise and run.batch_size is None:
@@ -146,7 +143,7 @@ class SVI:
         if found is None:
             why = f"by noisy steps, because {note}" if note else "by noisy steps"
             found, fresh = _with_noise(self, run, bound, noise)
-            note = "; ".join(filter(None, [why, fresh, found.remark, found.trouble]))
+            note = "; ".join(filter(None, [why, fresh, found.remark, found.reason]))
         values = bound.layout.unconstrained(found.x.detach())
         posterior = GuidePosterior(problem, guide, *bound.split(values), weights)
         sites = found.sites
@@ -205,7 +202,7 @@ def _with_noise(
         return found, ""
     losses = torch.cat([found.losses, found.losses.new_tensor([fresh.value])])
     found = replace(found, losses=losses)
-    if fresh.error > 1 and fresh.of_all_rows:
+    if fresh.error > 1 and run.batch_size is None:
         found = replace(found, status=Status.STALLED)
     return found, str(fresh)
 
@@ -222,10 +219,7 @@ def _fresh(
         many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
         if many.way != "loop":
             return fresh_bound(bound, many, noise, found.x, run.seed)
-    whole = run.batch_size is None
-    return FreshBound(
-        left.value * problem.size, left.error * problem.size, of_all_rows=whole
-    )
+    return FreshBound(left.value * problem.size, left.error * problem.size)
 
 
 def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from probsl.data import by_name
+from probsl.data.arguments import by_name
+from probsl.data.signature import signature_of
+from probsl.draws.predictions import new_arguments, observed_arguments
 from probsl.options import did_you_mean
-from probsl.predict import new_arguments, observed_arguments
-from probsl.signature import signature_of
-from probsl.sites import Role
+from probsl.program.sites import Role
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from probsl.fit import Fit
+    from probsl.fitting import Fit
 
     Array = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int 
         If there is no such site, or there are several to choose from.
     """
     name, part = split_label(y) if y is not None else (None, None)
-    observed = fit.problem.named(Role.OBSERVED)
+    observed = fit.problem.sites_with_role(Role.OBSERVED)
     if site is None:
         site = name if name in observed else None
         if site is None and len(observed) == 1:
@@ -140,7 +140,7 @@ def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int 
         raise ValueError(
             f"several sites are observed ({', '.join(observed)}); name one with site="
         )
-    known = (*observed, *fit.problem.named(Role.DETERMINISTIC))
+    known = (*observed, *fit.problem.sites_with_role(Role.DETERMINISTIC))
     if site not in known:
         raise ValueError(
             f"'{site}' is no observed or deterministic site of the program "
@@ -167,7 +167,7 @@ def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
     function = fit.problem.program.function
     given = by_name(function, data)
     known = [*signature_of(function).parameters, *given]
-    if name not in known and name not in fit.problem.named(Role.OBSERVED):
+    if name not in known and name not in fit.problem.sites_with_role(Role.OBSERVED):
         raise ValueError(
             f"'{name}' is no argument of the program ({', '.join(known)})"
             + did_you_mean(name, known)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probsl.compare import Comparison
-from probsl.coordinates import element_labels
-from probsl.fit import Fit
+from probsl.comparison import Comparison
+from probsl.fitting import Fit
 from probsl.options import did_you_mean, several_names
+from probsl.program.coordinates import element_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +168,7 @@ def tables(
 
 
 def _elements(fit: Fit) -> list[Element]:
-    marks = {p.name: " (own)" for p in fit.problem.own}
+    marks = {p.name: " (own)" for p in fit.problem.own_parameters}
     return [
         Element(name, index, label + marks.get(name, ""))
         for name, value in fit.point().items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
-from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
+from probsl.plots.parameter_rows import ROW_LIMIT, finish_rows, height, positions, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forest:
     """What `plot_forest` draws.
 

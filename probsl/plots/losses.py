@@ -26,7 +26,7 @@ _SPAN = 1e3
 _NOISY = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descent:
     """What `plot_losses` draws of one fit.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probsl.fit import Fit
+from probsl.fitting import Fit
 from probsl.plots.canvas import COLORS, canvas, check_axes, legend_above
 from probsl.plots.columns import (
     column,
@@ -33,7 +33,7 @@ _GROUPS = 12
 _DRAWN = 4_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What `plot_predictive` draws.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from probsl.fit import Fit
+    from probsl.fitting import Fit
 
     Array = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ _GRID = 401
 _WIDEST = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
     """What `plot_prior_posterior` draws of one parameter.
 

@@ -9,15 +9,16 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 
-from probsl.predict import Generating, deterministics, prior_draws
-from probsl.sites import Role
-from probsl.supports import support_of
+from probsl.draws.predictions import deterministics, prior_draws
+from probsl.program.generating import Generating
+from probsl.program.sites import Role
+from probsl.program.supports import support_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from probsl.fit import Fit
+    from probsl.fitting import Fit
     from probsl.plots.elements import Element
 
 _DRAWS = 4000
@@ -26,7 +27,7 @@ _LEAST_DRAWS = 500
 _DRAWN = 4_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Priors:
     """The priors of a program's latents and deterministics.
 
@@ -94,14 +95,14 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
     """
     problem, own = fit.problem, fit.posterior.own
     # All rows are computed with every draw.
-    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.count))
+    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.rows_held))
     draws, missing = prior_draws(problem, own, count=count, seed=seed)
     if not missing:
         draws |= deterministics(problem, draws, own, count)
     generating = Generating(problem.feasible_values())
     with problem.isolated(), torch.no_grad(), generating:
         problem.run(own, problem.arguments.values)
-    roots = set(problem.named(Role.PARAMETER)) & set(draws)
+    roots = set(problem.sites_with_role(Role.PARAMETER)) & set(draws)
     distributions = {n: _by_element(generating.messages[n]["fn"]) for n in roots}
     return Priors(draws, {n: d for n, d in distributions.items() if d is not None})
 

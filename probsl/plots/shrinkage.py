@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from probsl.compare import IN_SPREADS, Comparison, default_reference, movements
+from probsl.comparison import IN_SPREADS, Comparison, default_reference, movements
 from probsl.options import did_you_mean
 from probsl.plots.canvas import canvas, check_axes, color, marker
 from probsl.plots.elements import Fits, choose, named_fits, tables
-from probsl.plots.rows import ROW_LIMIT, finish_rows, height, positions, width
+from probsl.plots.parameter_rows import ROW_LIMIT, finish_rows, height, positions, width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from probsl.fit import Fit
+    from probsl.fitting import Fit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shrinkage:
     """What `plot_shrinkage` draws.
 

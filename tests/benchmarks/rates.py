@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta
 
 import probsl
-from probsl.engine import stochastic
+from probsl.engine.steps import stochastic
 from probsl.methods import search
 
 RATE = 1e-3
@@ -27,20 +27,20 @@ def timed_blocks() -> Iterator[list[tuple[int, float]]]:
     """Note the step and the time after each block of a search."""
     seen: list[tuple[int, float]] = []
 
-    def settle(*arguments: Any, **options: Any) -> Any:
+    def minimize_stochastic(*arguments: Any, **options: Any) -> Any:
         def callback(step: int, *_: Any) -> bool:
             seen.append((step, time.perf_counter()))
             return False
 
-        return stochastic.settle(
+        return stochastic.minimize_stochastic(
             *arguments, **{**options, "callback": callback, "every_step": False}
         )
 
-    kept, search.settle = search.settle, settle
+    kept, search.minimize_stochastic = search.minimize_stochastic, minimize_stochastic
     try:
         yield seen
     finally:
-        search.settle = kept
+        search.minimize_stochastic = kept
 
 
 def probsl_burst(

@@ -16,11 +16,11 @@ from pyro.infer.autoguide import (
 )
 
 import probsl
-from probsl.engine import compiled as engine_compiled
-from probsl.engine import replay
-from probsl.engine import step as engine
-from probsl.engine.obstacles import ReplayError
-from probsl.engine.stochastic import settle
+from probsl.engine.compile import compiled as engine_compiled
+from probsl.engine.compile import replay
+from probsl.engine.compile.obstacles import ReplayError
+from probsl.engine.steps import step as engine
+from probsl.engine.steps.stochastic import minimize_stochastic
 
 STEPS = 8
 METHODS = {
@@ -140,8 +140,8 @@ def test_without_a_compiler_the_graph_runs_and_says_so(monkeypatch):
     def no_compiler(*_):
         raise RuntimeError("no C++ compiler was found")
 
-    monkeypatch.setattr("probsl.engine.compiled._compile", no_compiler)
-    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    monkeypatch.setattr("probsl.engine.compile.compiled._compile", no_compiler)
+    monkeypatch.setattr("probsl.engine.compile.compiled._COMPILED", {})
     case = problem("linear")
     expected = losses(case, "MAP", compile=False)
     with pytest.warns(UserWarning, match="not compiled, because torch .* no C"):
@@ -155,11 +155,11 @@ def seconds_a_block(monkeypatch):
 
     Nothing is at hand that was compiled by an earlier test.
     """
-    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    monkeypatch.setattr("probsl.engine.compile.compiled._COMPILED", {})
 
     def seem(seconds):
         clock = itertools.count(0.0, seconds).__next__
-        monkeypatch.setitem(settle.__kwdefaults__, "clock", clock)
+        monkeypatch.setitem(minimize_stochastic.__kwdefaults__, "clock", clock)
 
     return seem
 
@@ -218,8 +218,8 @@ def test_a_path_over_prior_weights_is_compiled_once(name, monkeypatch):
         return made(*arguments)
 
     made = engine_compiled._compile
-    monkeypatch.setattr("probsl.engine.compiled._compile", compiling)
-    monkeypatch.setattr("probsl.engine.compiled._COMPILED", {})
+    monkeypatch.setattr("probsl.engine.compile.compiled._compile", compiling)
+    monkeypatch.setattr("probsl.engine.compile.compiled._COMPILED", {})
     fits = [
         probsl.fit(
             case.program,

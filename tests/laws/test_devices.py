@@ -15,13 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 import probsl
-from probsl.engine import compiled
-from probsl.engine.minimize import minimize
-from probsl.engine.shuffled_rows import ShuffledRows
-from probsl.engine.stochastic import settle
-from probsl.isolation import isolated
-from probsl.problem import Problem
-from probsl.randomness import record, standardized
+from probsl.data.shuffled_rows import ShuffledRows
+from probsl.engine.compile import compiled
+from probsl.engine.minimize.minimize import minimize
+from probsl.engine.steps.stochastic import minimize_stochastic
+from probsl.isolation.calls import isolated
+from probsl.noise.record import record
+from probsl.noise.standardized import standardized
+from probsl.program.problem import Problem
 
 META = torch.device("meta")
 NAMES = ("linear", "own parameters", "simplex")
@@ -110,8 +111,10 @@ def test_searches_stay_where_their_start_is():
         return ((x - target) ** 2).sum() + (x**4).sum()
 
     def results():
-        adam = settle(objective, start, max_steps=300)
-        other = settle(objective, start, optimizer=torch.optim.SGD, max_steps=10)
+        adam = minimize_stochastic(objective, start, max_steps=300)
+        other = minimize_stochastic(
+            objective, start, optimizer=torch.optim.SGD, max_steps=10
+        )
         rows, _ = ShuffledRows({"y": target}, 2, 1, seed=0).take(5)
         drawn = standardized(noise, 8, seed=0)
         exact = minimize(objective, start).x

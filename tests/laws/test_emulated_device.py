@@ -20,9 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import probsl
-from probsl import rows
-from probsl.engine import shuffled_rows
-from probsl.problem import Problem
+from probsl.data import rows, shuffled_rows
+from probsl.program.problem import Problem
 
 # Every program but one at its mode, and of the distributions each way through the code
 # once: emulation takes its time.

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import probsl
-from probsl.leave_one_out import score_fitted_rows
+from probsl.scores.leave_one_out import score_fitted_rows
 
 # --- What follows a fit
 

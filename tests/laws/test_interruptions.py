@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import probsl
 from probsl import Status
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 every_kind = pytest.mark.parametrize(
     "method", ["MLE", "MAP", "MAP Adam", "SVI AutoNormal", "SVI Adam"]
@@ -171,4 +171,4 @@ def test_an_objective_that_is_not_finite_is_told(method):
     fit = probsl.fit(program, {"y": torch.ones(3)}, method)
     assert fit.status is Status.NONFINITE
     assert "start=" in fit.message
-    assert fit.sites == ("broken",)
+    assert fit.status_sites == ("broken",)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probsl
-from probsl.isolation import isolated
+from probsl.isolation.calls import isolated
 
 X = np.random.default_rng(0).normal(size=(12, 2)).astype("f4")
 Y = X @ np.array([1.0, -1.0], "f4") + 0.1 * np.arange(12, dtype="f4")

@@ -11,10 +11,10 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro_oracle import NESTING, delta_elbo, log_joint
 
-from probsl.fit import Run
-from probsl.methods.guide_beginnings import prepared
-from probsl.problem import Problem
-from probsl.sites import Role
+from probsl.contract import Run
+from probsl.methods.guides.initialization import initialized
+from probsl.program.problem import Problem
+from probsl.program.sites import Role
 
 ALL = (*PROBLEMS, *IDIOMS)
 # Share of the sum of all terms' sizes.
@@ -37,8 +37,8 @@ def points(problem, count=3):
     for _ in range(count):
         x = torch.randn(layout.size, generator=generator, dtype=torch.float64)
         values = layout.constrain(0.7 * x)
-        statements = {p.name: p for p in problem.own if p.statement}
-        for parameter in problem.own:  # those of modules are where they are
+        statements = {p.name: p for p in problem.own_parameters if p.statement}
+        for parameter in problem.own_parameters:  # those of modules are where they are
             if parameter.name not in statements:
                 values[parameter.name] = parameter.start
         parameters = {n: p.constrain(values[n]) for n, p in statements.items()}
@@ -57,7 +57,7 @@ def objective(problem, values, dropped=()):
 @over(ALL)
 def test_the_objective_is_that_of_pyro(case):
     problem = built(case)
-    discrete = problem.named(Role.ENUMERATED)
+    discrete = problem.sites_with_role(Role.ENUMERATED)
     latents = tuple(s.name for s in problem.latents)
     for values, parameters in points(problem):
         mine = {n: values[n] for n in latents}
@@ -103,7 +103,7 @@ def test_the_rows_add_up_to_the_log_likelihood(case):
 def test_the_bound_of_a_guide_is_that_of_pyro(case):
     problem = built(case)
     with problem.isolated():
-        bound, *_ = prepared(problem, AutoNormal, {}, None, Run())
+        bound, *_ = initialized(problem, AutoNormal, {}, None, Run())
     guide = bound.guide.functional.function
     for seed in range(3):  # the same draws for both
         kept = problem.program.untouched()

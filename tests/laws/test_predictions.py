@@ -10,7 +10,7 @@ from methods import PAIRS, Pair, fitted
 from programs import DTYPE, PROBLEMS, N, problem
 
 import probsl
-from probsl.sites import Role
+from probsl.program.sites import Role
 
 PREDICTING = [p for p in PAIRS if p.method in ("MAP", "SVI AutoNormal", "SVI Adam")]
 every_pair = pytest.mark.parametrize("pair", PREDICTING, ids=str)
@@ -65,7 +65,7 @@ def test_observed_values_among_the_inputs_are_ignored(pair):
     expected = fit.predict(case.inputs, draws=3)
     for name, values in expected.items():
         assert torch.equal(predicted[name], values)
-    observed = fit.problem.named(Role.OBSERVED)
+    observed = fit.problem.sites_with_role(Role.OBSERVED)
     assert not torch.equal(
         predicted[observed[0]][0].reshape(-1)[:3],
         case.data[case.observed].reshape(-1)[:3],

@@ -65,14 +65,14 @@ every_kind = pytest.mark.parametrize(
 @pytest.mark.parametrize("weight", [0.25, 3.0])
 def test_a_weight_of_a_gaussian_prior_is_another_width(make, weight):
     data, s = problem("logistic").data, 0.8
-    weighed = probsl.fit(partial(ridge, s=s), data, make(weight))
+    weighted = probsl.fit(partial(ridge, s=s), data, make(weight))
     narrower = probsl.fit(partial(ridge, s=s / weight**0.5), data, make(1.0))
     # The objectives differ by a constant; their optima by what tolerance leaves.
     torch.testing.assert_close(
-        weighed.point()["w"], narrower.point()["w"], rtol=1e-4, atol=1e-5
+        weighted.point()["w"], narrower.point()["w"], rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(
-        torch.tensor(weighed.summary().to_numpy()),
+        torch.tensor(weighted.summary().to_numpy()),
         torch.tensor(narrower.summary().to_numpy()),
         rtol=1e-3,
         atol=1e-4,
@@ -83,10 +83,10 @@ def test_a_weight_of_a_gaussian_prior_is_another_width(make, weight):
 @pytest.mark.parametrize("weight", [0.25, 3.0])
 def test_a_weight_of_a_laplace_prior_is_another_scale(weight):
     data, s = problem("logistic").data, 0.5
-    weighed = probsl.fit(partial(lasso, s=s), data, probsl.MAP(prior_weight=weight))
+    weighted = probsl.fit(partial(lasso, s=s), data, probsl.MAP(prior_weight=weight))
     narrower = probsl.fit(partial(lasso, s=s / weight), data, probsl.MAP())
     torch.testing.assert_close(
-        weighed.point()["w"], narrower.point()["w"], rtol=1e-4, atol=1e-5
+        weighted.point()["w"], narrower.point()["w"], rtol=1e-4, atol=1e-5
     )
 
 

@@ -12,9 +12,9 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import probsl
-from probsl.engine import step as engine
-from probsl.isolation import isolated
-from probsl.validation import validating
+from probsl.engine.steps import step as engine
+from probsl.isolation.calls import isolated
+from probsl.isolation.validation import validating
 
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
 Y = X[:, 0] + torch.randn(60, generator=torch.Generator().manual_seed(1))
@@ -173,7 +173,7 @@ def test_checks_of_other_threads_stay_on():
 
 
 def test_without_torchs_flag_nothing_is_changed(monkeypatch):
-    monkeypatch.setattr("probsl.validation._FLAG", "renamed")
+    monkeypatch.setattr("probsl.isolation.validation._FLAG", "renamed")
     with isolated(torch.float32):
         assert checks()
     assert not hasattr(torch.distributions.Distribution, "renamed")

@@ -88,6 +88,33 @@ def test_the_same_seed_gives_the_same_fit_bit_for_bit(pair):
     assert the_same(first.draw(3, seed=5), second.draw(3, seed=5))
 
 
+@pytest.mark.parametrize(
+    "pair", [p for p in PAIRS if p.method in ("MLE", "MAP", "SVI AutoNormal")], ids=str
+)
+def test_a_problem_is_fitted_again_without_another_look(pair):
+    first = fitted(pair)
+    second = probsl.fit(first.problem, None, first.method, seed=first.seed)
+    assert second.problem is first.problem
+    assert torch.equal(first.losses, second.losses)
+    assert the_same(first.point(), second.point())
+
+
+def test_a_problem_has_its_data_already():
+    problem = fitted(Pair("MAP", PROBLEMS[0])).problem
+    with pytest.raises(ValueError, match="dtype must be None, because a problem has"):
+        probsl.fit(problem, None, probsl.MAP(), dtype=torch.float32)
+    with pytest.raises(ValueError, match="data must be None"):
+        probsl.fit(problem, {"y": torch.ones(3)}, probsl.MAP())
+
+
+def test_a_problem_is_fitted_with_other_weights():
+    pair = Pair("MAP", next(case for case in PROBLEMS if case.name == "linear"))
+    first = fitted(pair)
+    weights = torch.arange(first.problem.size) % 3
+    again = probsl.fit(first.problem, None, first.method, weights=weights)
+    assert the_same(again.point(), pair.fit(weights=weights).point())
+
+
 @every_pair
 def test_a_fit_leaves_the_process_as_it_was(pair):
     assert again(pair)[1] == []

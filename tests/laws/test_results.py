@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import probsl
 from probsl import Status
-from probsl.coordinates import element_labels
-from probsl.problem import Problem
+from probsl.program.coordinates import element_labels
+from probsl.program.problem import Problem
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 FULL_FITS = [p for p in PAIRS if not p.method.endswith("Adam")]
@@ -23,7 +23,18 @@ FULL_FITS = [p for p in PAIRS if not p.method.endswith("Adam")]
 def shapes(fit):
     """Return the shape of every parameter, with its own parameters."""
     latents = {s.name: s.shape for s in fit.problem.latents}
-    return latents | {p.name: p.shape for p in fit.problem.own}
+    return latents | {p.name: p.shape for p in fit.problem.own_parameters}
+
+
+@pytest.mark.parametrize("pair", [p for p in FULL_FITS if p.is_point], ids=str)
+def test_a_point_knows_the_objective_that_is_least_there(pair):
+    fit = fitted(pair)
+    objective = fit.method.objective(fit.problem)
+    assert objective.weights == fit.posterior.objective.weights
+    x = objective.layout.flatten({**fit.posterior.values, **fit.posterior.own})
+    with fit.problem.isolated(), torch.no_grad():
+        value = float(objective(x)) * objective.size
+    assert value == pytest.approx(float(fit.losses[-1]), rel=1e-6, abs=1e-6)
 
 
 @every_pair
@@ -59,7 +70,7 @@ def test_a_point_repeats_itself_and_a_distribution_does_not(pair):
             assert torch.equal(values, point[site.name].expand(5, *site.shape))
         else:
             assert not (values == values[0]).all()
-    for parameter in fit.problem.own:
+    for parameter in fit.problem.own_parameters:
         expected = point[parameter.name].expand(5, *parameter.shape)
         assert torch.equal(draws[parameter.name], expected)
 
@@ -70,13 +81,13 @@ def test_the_status_is_told(pair):
     assert isinstance(fit.status, Status)
     assert fit.message.startswith(fit.status.name)
     assert fit.message.endswith(fit.status.value)
-    for site in fit.sites:
+    for site in fit.status_sites:
         assert site in fit.message
         assert site.split("[")[0] in shapes(fit)
     if pair.method.endswith("Adam"):
         assert fit.status is Status.MAX_STEPS
     if fit.status in (Status.UNIDENTIFIED, Status.UNBOUNDED, Status.BOUNDARY):
-        assert fit.sites
+        assert fit.status_sites
 
 
 @pytest.mark.parametrize("pair", FULL_FITS, ids=str)
@@ -115,7 +126,7 @@ def test_the_summary_has_a_line_for_every_element(pair):
     fit = fitted(pair)
     table = fit.summary()
     assert list(table.columns) == ["estimate", "sd", "lower", "upper"]
-    own = {p.name for p in fit.problem.own}
+    own = {p.name for p in fit.problem.own_parameters}
     expected = [
         f"{label} (own)" if name in own else label
         for name, value in fit.point().items()
@@ -128,7 +139,7 @@ def test_the_summary_has_a_line_for_every_element(pair):
     spread = ["sd", "lower", "upper"]
     for label, row in table.iterrows():
         name = label.split("[")[0]
-        if pair.is_point or name in {p.name for p in fit.problem.own}:
+        if pair.is_point or name in {p.name for p in fit.problem.own_parameters}:
             assert row[spread].isna().all()
         elif name in latents and not _is_constant(fit, label):
             assert row["sd"] > 0

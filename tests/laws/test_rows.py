@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import probsl
 from probsl import Status
-from probsl.engine.batches import rows_of
-from probsl.isolation import isolated
-from probsl.problem import Problem
+from probsl.isolation.calls import isolated
+from probsl.program.problem import Problem
 
 # Fits that end where the objective ends, of programs with rows.
 EXACT = [p for p in PAIRS if "rows" in p.case.has and not p.method.endswith("Adam")]
@@ -75,8 +74,8 @@ def test_two_copies_of_every_row_are_weights_of_two(pair):
     size = len(pair.case.data[pair.case.observed])
     index = torch.arange(2 * size) % size
     copied = probsl.fit(pair.case.program, at(pair.case, index), METHODS[pair.method])
-    weighed = pair.fit(weights=torch.full((size,), 2.0))
-    check_same_optimum(weighed, copied, local_index=index)
+    weighted = pair.fit(weights=torch.full((size,), 2.0))
+    check_same_optimum(weighted, copied, local_index=index)
 
 
 @pytest.mark.parametrize("name", ["linear", "centered groups", "own parameters"])
@@ -84,8 +83,8 @@ def test_two_copies_of_every_row_are_weights_of_two_to_a_distribution(name):
     case = problem(name)
     index = torch.arange(2 * N) % N
     copied = probsl.fit(case.program, at(case, index), probsl.SVI(AutoNormal))
-    weighed = Pair("SVI AutoNormal", case).fit(weights=[2] * N)
-    check_same_optimum(weighed, copied)
+    weighted = Pair("SVI AutoNormal", case).fit(weights=[2] * N)
+    check_same_optimum(weighted, copied)
 
 
 @given(
@@ -116,13 +115,13 @@ def test_rows_of_weight_zero_are_left_out(pair):
         METHODS[pair.method],
         rows=fitted(pair).problem.rows,
     )
-    weighed = pair.fit(weights=weights)
+    weighted = pair.fit(weights=weights)
     if "local" in pair.case.has:
         # The row's own latent has no say in anything, and is said to be free.
-        assert weighed.status is Status.UNIDENTIFIED
-        assert all(site.endswith("[1]") for site in weighed.sites)
+        assert weighted.status is Status.UNIDENTIFIED
+        assert all(site.endswith("[1]") for site in weighted.sites)
     else:
-        check_same_optimum(weighed, fewer)
+        check_same_optimum(weighted, fewer)
 
 
 @pytest.mark.parametrize("name", ["linear", "own parameters", "mixed model"])
@@ -282,7 +281,7 @@ def test_the_gradients_of_an_epoch_add_up_to_that_of_all_rows(
         built = Problem.build(case.program, loader)
         steps = -(-N // batch_size)
     x = torch.tensor([0.3, -0.2, 0.1], dtype=DTYPE)
-    rows, weights = rows_of(built, batch_size, seed=1).take(steps)
+    rows, weights = built.batches(batch_size, seed=1).take(steps)
     mean = 0
     for step in range(steps):
         batch = built.batch_of(

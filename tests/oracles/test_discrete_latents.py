@@ -12,7 +12,7 @@ from scipy import optimize
 
 import probsl
 from probsl import Status
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
 

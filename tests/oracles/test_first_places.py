@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import probsl
 from probsl import Status
-from probsl.engine.capture import capture
-from probsl.problem import Problem
+from probsl.engine.compile.capture import capture
+from probsl.program.problem import Problem
 
 X = np.linspace(1.0, 5.0, 60)
 BUMP = 2.0 * np.exp(-0.5 * ((X - 3.0) / 0.5) ** 2)

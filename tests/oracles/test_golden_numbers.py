@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import probsl
 from probsl import Status
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 ROUNDING = 1e-10
 
@@ -227,14 +227,14 @@ def noncentered_schools(error, effect=None):
 def test_centered_schools_have_no_mode_and_tau_runs_off(space, seed):
     fit = probsl.fit(centered_schools, SCHOOLS, probsl.MAP(space=space), seed=seed)
     assert fit.status is Status.UNBOUNDED
-    assert "tau" in fit.sites
+    assert "tau" in fit.status_sites
     assert "tau" in fit.message
 
 
 def test_centered_schools_leave_their_hyperparameters_unidentified_by_mle():
     fit = probsl.fit(centered_schools, SCHOOLS, probsl.MLE(integrate=()))
     assert fit.status is Status.UNIDENTIFIED
-    assert set(fit.sites) == {"mu", "tau"}
+    assert set(fit.status_sites) == {"mu", "tau"}
     assert_allclose(fit.point()["theta"], EFFECTS, rtol=ROUNDING)
 
 
@@ -244,7 +244,7 @@ def test_noncentered_schools_are_unidentified_by_mle(seed):
     method = probsl.MLE(integrate=())
     fit = probsl.fit(noncentered_schools, SCHOOLS, method, seed=seed)
     assert fit.status is Status.UNIDENTIFIED
-    assert set(fit.sites) == {"mu", "tau", "z"}
+    assert set(fit.status_sites) == {"mu", "tau", "z"}
 
 
 def test_a_support_that_moves_with_a_latent_is_refused():
@@ -262,7 +262,7 @@ def test_a_support_that_moves_with_a_latent_is_refused():
 def test_noncentered_schools_have_their_mode_at_the_boundary_of_tau():
     fit = probsl.fit(noncentered_schools, SCHOOLS, probsl.MAP())
     assert fit.status is Status.BOUNDARY
-    assert fit.sites == ("tau",)
+    assert fit.status_sites == ("tau",)
     # At tau = 0 the mode of mu is the precision-weighted mean, shrunk by its prior.
     precision = ERRORS**-2
     mu = (precision * EFFECTS).sum() / (precision.sum() + 1 / 25)
@@ -273,7 +273,7 @@ def test_noncentered_schools_have_their_mode_at_the_boundary_of_tau():
 def test_a_coin_of_heads_only_has_its_likelihood_at_the_boundary():
     fit = probsl.fit(coin, {"y": torch.ones(10)}, probsl.MLE())
     assert fit.status is Status.BOUNDARY
-    assert fit.sites == ("p",)
+    assert fit.status_sites == ("p",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -283,7 +283,7 @@ def test_equal_columns_are_unidentified_and_named(dtype):
     data = {"x": x.to(dtype), "y": (x[:, 1] + noise).to(dtype)}
     fit = probsl.fit(known_noise, data, probsl.MLE())
     assert fit.status is Status.UNIDENTIFIED
-    assert fit.sites == ("w[0]", "w[2]")
+    assert fit.status_sites == ("w[0]", "w[2]")
 
 
 def test_columns_that_add_up_are_unidentified_and_named():
@@ -293,8 +293,8 @@ def test_columns_that_add_up_are_unidentified_and_named():
     fit = probsl.fit(known_noise, data, probsl.MLE())
     assert fit.status is Status.UNIDENTIFIED
     # In units of the columns the third one is a thousandth of the others.
-    assert set(fit.sites) >= {"w[1]", "w[4]"}
-    assert not {"w[0]", "w[2]"} & set(fit.sites)
+    assert set(fit.status_sites) >= {"w[1]", "w[4]"}
+    assert not {"w[0]", "w[2]"} & set(fit.status_sites)
 
 
 def test_a_prior_identifies_equal_columns():
@@ -318,7 +318,7 @@ def test_separated_classes_have_no_maximum_likelihood():
     data = {"x": x, "y": (x[:, 0] > 0).double()}
     fit = probsl.fit(classes, data, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert "w[0]" in fit.sites
+    assert "w[0]" in fit.status_sites
     assert probsl.fit(classes, data, probsl.MAP()).status is Status.CONVERGED
 
 
@@ -329,7 +329,7 @@ def test_quasi_separated_classes_have_no_maximum_likelihood():
     y = ((x[:, 0] + noise > 0) | (x[:, 1] > 0)).double()
     fit = probsl.fit(classes, {"x": x, "y": y}, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("w[1]",)
+    assert fit.status_sites == ("w[1]",)
 
 
 def test_fits_with_equal_site_names_are_independent():

@@ -131,7 +131,7 @@ RATE = 1 / (SHIFTED.mean() - SHIFTED.min())
 def test_the_optimum_at_a_moving_edge(program, y, method, expected, sites):
     fit = probsl.fit(program, {"y": y}, method)
     assert fit.status is Status.BOUNDARY
-    assert fit.sites == sites
+    assert fit.status_sites == sites
     assert np.isfinite(fit.log_likelihood())
     for name, value in expected.items():
         assert float(fit.point()[name]) == pytest.approx(value, rel=1e-6), name
@@ -165,7 +165,7 @@ def test_a_density_without_limit_at_the_edge_is_unbounded():
 
     fit = probsl.fit(weibull, {"y": SHIFTED}, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert "shift" in fit.sites
+    assert "shift" in fit.status_sites
 
 
 @pytest.mark.parametrize("guide", [None, AutoNormal])

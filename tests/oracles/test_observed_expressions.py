@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import probsl
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=50)

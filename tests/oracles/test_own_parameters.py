@@ -14,9 +14,9 @@ from torch import nn
 from torch.distributions import constraints
 
 import probsl
-from probsl.fit import Run
-from probsl.methods.guide_beginnings import prepared
-from probsl.problem import Problem
+from probsl.contract import Run
+from probsl.methods.guides.initialization import initialized
+from probsl.program.problem import Problem
 
 DTYPE = torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
@@ -224,7 +224,7 @@ def test_modules_in_lists_dicts_defaults_and_inner_functions_are_found():
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
-    names = {p.name for p in Problem.build(program, XY).own}
+    names = {p.name for p in Problem.build(program, XY).own_parameters}
     layers = ("NAMED_first", "LISTED_1", "net")
     expected = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     assert names == expected | {"LISTED_0.weight"}
@@ -255,7 +255,7 @@ def test_a_layer_behind_zeros_is_reached():
     def program(x, y=None):
         regression(net, x, y)
 
-    names = {p.name for p in Problem.build(program, XY).own}
+    names = {p.name for p in Problem.build(program, XY).own_parameters}
     assert names == {f"net.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
 
 
@@ -282,7 +282,7 @@ def test_the_parameters_of_the_guide_alone_are_not_among_the_programs():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none of Pyro's leaks
         fit = probsl.fit(whole.model, {"x": X}, probsl.SVI(whole.guide, max_steps=3))
-    own = {p.name for p in fit.problem.own}
+    own = {p.name for p in fit.problem.own_parameters}
     assert own == {"decoder.weight", "decoder.bias"}
     assert {n.rpartition(".")[0] for n in fit.posterior.guide_own} == {"encoder"}
 
@@ -297,11 +297,13 @@ def test_the_bound_of_a_gaussian_process_is_pyros_and_shares_its_parameters(kind
     process = getattr(gp.models, kind)(inputs, inputs.sin(), kernel, **options)
     problem = Problem.build(process.model, {}, dtype=DTYPE)
     with problem.isolated():
-        bound, *_ = prepared(problem, process.guide, {}, None, Run())
+        bound, *_ = initialized(problem, process.guide, {}, None, Run())
     latent = "u" if "Sparse" in kind else "f"
     shared = {f"{latent}_loc", f"{latent}_scale_tril"}
     assert set(bound.guide.shared) == shared
-    assert {e.name for e in bound.layout.entries} == {p.name for p in problem.own}
+    assert {e.name for e in bound.layout.entries} == {
+        p.name for p in problem.own_parameters
+    }
     with problem.isolated(3), torch.no_grad():
         found = float(bound.estimate(bound.start, problem.batch())) * problem.size
     with own_state(), torch.no_grad():

@@ -10,7 +10,7 @@ from pyro.infer import config_enumerate
 from pyro_oracle import delta_elbo
 
 import probsl
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
 

@@ -10,7 +10,7 @@ from pyro_oracle import log_joint
 from torch.utils.data import DataLoader
 
 import probsl
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
 
@@ -103,7 +103,10 @@ def test_what_has_one_entry_for_a_plate_is_in_no_row(batch_size):
         parts = torch.arange(SIZE).split(batch_size)
         drawn = [problem.log_density(values, {}, problem.rows_at(i)) for i in parts]
         assert_allclose(torch.stack(drawn).mean(), apart + each.sum())
-    assert problem.named(probsl.sites.Role.PARAMETER) == ("w", "shift")
+    assert problem.sites_with_role(probsl.program.sites.Role.PARAMETER) == (
+        "w",
+        "shift",
+    )
 
 
 def test_exported_densities_of_a_plate_without_a_size_are_named():

@@ -10,7 +10,7 @@ from references import entries, names
 
 import probsl
 from probsl import Status
-from probsl.problem import Problem
+from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
 
@@ -61,7 +61,7 @@ def test_map_is_the_published_mode(name, space):
         # The density grows without bound, or is highest where the groups' scale is 0.
         centered = name.endswith("_centered")
         assert fit.status is (Status.UNBOUNDED if centered else Status.BOUNDARY)
-        assert fit.sites == ("tau",)
+        assert fit.status_sites == ("tau",)
         return
     assert fit.status is Status.CONVERGED
     # Differences that move the log density by less than its rounding.

@@ -147,7 +147,7 @@ def test_a_column_twice_is_unidentified():
     X, y = rows(40, 2)
     fit = probsl.fit(median, {"x": X[:, [0, 1, 1]], "y": y}, probsl.MLE())
     assert fit.status is Status.UNIDENTIFIED
-    assert fit.sites == ("b[1]", "b[2]")
+    assert fit.status_sites == ("b[1]", "b[2]")
     total = quantile_regression(X, y)[1]
     assert float(fit.point()["s"]) == pytest.approx(2 * total / 40, rel=1e-6)
 
@@ -159,7 +159,7 @@ def test_a_perfect_fit_is_unbounded(center):
     y = center + np.arange(6.0)
     fit = probsl.fit(median, {"x": X, "y": y}, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("s",)
+    assert fit.status_sites == ("s",)
 
 
 def test_a_hinge_loss():

@@ -17,8 +17,8 @@ from pyro.infer.reparam import (
 )
 
 import probsl
-from probsl.problem import Problem
-from probsl.sites import Role
+from probsl.program.problem import Problem
+from probsl.program.sites import Role
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SPREAD = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

@@ -62,7 +62,7 @@ def test_one_of_three_that_has_no_curvature_is_free():
     start = {"a": 0.0, "b": torch.zeros(2)}
     fit = probsl.fit(program, data, probsl.MLE(start=start))
     assert fit.status is Status.UNIDENTIFIED
-    assert fit.sites == ("b[0]", "b[1]")
+    assert fit.status_sites == ("b[0]", "b[1]")
 
 
 @pytest.mark.parametrize("factors", [2, 3])
@@ -110,7 +110,7 @@ def test_what_has_no_influence_is_named():
 
     fit = probsl.fit(program, {"y": np.array([-1.0, 1.0, 2.0, -2.0])}, probsl.MLE())
     assert fit.status is Status.UNIDENTIFIED
-    assert fit.sites == ("unused",)
+    assert fit.status_sites == ("unused",)
 
 
 # A stalled search says so, and does not ask for more steps.
@@ -151,7 +151,7 @@ def shared_scale(y=None):
 def test_a_mixture_of_five_points(seed):
     """From some starts one component runs off; EM finds the other ending, 8.7269.
 
-    Groups of two and three with a common variance: the scale is sqrt(2.5 / 5).
+    FitArrays of two and three with a common variance: the scale is sqrt(2.5 / 5).
     """
     fit = probsl.fit(shared_scale, five_points(), probsl.MLE(), seed=seed)
     assert fit.status is Status.CONVERGED
@@ -201,7 +201,7 @@ def test_classes_kept_apart_are_unbounded_from_everywhere():
     data = {"x": x, "y": (x > 0).astype(float)}
     fit = probsl.fit(program, data, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("b",)
+    assert fit.status_sites == ("b",)
     assert fit.note == ""
 
 
@@ -221,7 +221,7 @@ def test_a_perfect_line_is_unbounded(method):
 
     fit = probsl.fit(program, {"x": x, "y": 1 + 2 * x}, method)
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("s",)
+    assert fit.status_sites == ("s",)
 
 
 @pytest.mark.parametrize("law", [dist.Normal, dist.Laplace, dist.Cauchy])
@@ -234,7 +234,7 @@ def test_equal_values_are_unbounded(law):
 
     fit = probsl.fit(program, {"y": np.full(4, 3.0)}, probsl.MLE())
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("s",)
+    assert fit.status_sites == ("s",)
 
 
 def test_a_component_on_one_point_is_unbounded():
@@ -250,4 +250,4 @@ def test_a_component_on_one_point_is_unbounded():
     start = {"m": torch.tensor([y[0], 0.0]), "s": torch.tensor([1e-3, 1.0])}
     fit = probsl.fit(program, {"y": y}, probsl.MLE(start=start))
     assert fit.status is Status.UNBOUNDED
-    assert fit.sites == ("s[0]",)
+    assert fit.status_sites == ("s[0]",)

@@ -54,7 +54,7 @@ def shifted_lognormal():
 def test_maximum_likelihood_ends_at_the_edge_of_a_transformed_prior(prior, mean, edge):
     fit = probsl.fit(mean_of(prior), {"y": around(mean)}, probsl.MLE())
     assert fit.status is Status.BOUNDARY
-    assert fit.sites == ("b",)
+    assert fit.status_sites == ("b",)
     assert float(fit.point()["b"]) == pytest.approx(edge, abs=1e-3)
 
 

@@ -11,12 +11,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import probsl
-from probsl import rows
-from probsl.conversion import is_mapped
-from probsl.engine import shuffled_rows
-from probsl.engine.batches import LoadedRows, ShuffledRows
-from probsl.loaders import Epochs
-from probsl.problem import Problem
+from probsl.data import rows, shuffled_rows
+from probsl.data.batches import LoadedRows, ShuffledRows
+from probsl.data.conversion import is_mapped
+from probsl.data.loaders import Epochs
+from probsl.program.problem import Problem
 
 SIZE = 103
 ROW = torch.arange(SIZE)
@@ -81,11 +80,11 @@ def test_each_epoch_visits_every_row_once(kind, block, tmp_path, request):
     array = ARRAYS[kind](tmp_path / "x.npy")
     weights = ROW / 2
     blocks = ShuffledRows({"x": array}, SIZE, 5, 0, weights, dtype=torch.float32)
-    batches, weighed = blocks.take(SIZE)
+    batches, weighted = blocks.take(SIZE)
     assert batches["x"].shape == (SIZE, 5, 3)
     assert batches["x"].dtype in (torch.int64, torch.float32)
     seen = batches["x"][..., 0].flatten().double()
-    assert torch.equal(seen / 2, weighed.flatten().double())
+    assert torch.equal(seen / 2, weighted.flatten().double())
     epochs = seen.reshape(5, SIZE)
     for epoch in epochs:
         assert torch.equal(epoch.sort().values, ROW.double())
@@ -267,7 +266,7 @@ def test_many_rows_are_fitted_as_few_ones_are(method, many, tmp_path):
     assert (distance < 0.1).all()
     assert fit.log_likelihood() == pytest.approx(whole.log_likelihood(), abs=0.5)
     # What shows every row has them all, where they are not too many.
-    complete = fit.problem.complete()
+    complete = fit.problem.with_all_rows()
     assert complete.source is None
     assert torch.equal(complete.arguments.values["y"], torch.from_numpy(data["y"]))
     assert complete.observed_digest() == fit.problem.observed_digest()
@@ -293,7 +292,7 @@ def test_mapped_arrays_are_copied_where_all_rows_are_fitted_at_once(tmp_path):
 
 
 def test_a_bad_number_on_disk_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(probsl.conversion, "_CHECKED_ELEMENTS", 10)
+    monkeypatch.setattr(probsl.data.conversion, "_CHECKED_ELEMENTS", 10)
     data = some_data()
     data["x"][70, 1] = np.nan
     mapped = {n: on_disk(tmp_path / f"{n}.npy", a) for n, a in data.items()}

@@ -13,8 +13,9 @@ from refusals import GROUP, N, X, Y, fit, means
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import probsl
-from probsl.data import bind, find_rows, floating_type, row_weights
-from probsl.rows import at_hand
+from probsl.data.arguments import bind
+from probsl.data.placement import floating_type
+from probsl.data.rows import at_hand, find_rows, row_weights
 
 VALUES = [1.0, 2.0, 3.0]
 

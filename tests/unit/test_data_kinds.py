@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 import probsl
-from probsl.data import bind
+from probsl.data.arguments import bind
 
 REFUSED = Refusals()
 case = REFUSED.case

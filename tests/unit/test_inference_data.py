@@ -15,7 +15,7 @@ import xarray as xr
 
 mpl.use("agg")
 
-FILE = Path(__file__).parents[2] / "probsl" / "inference_data.py"
+FILE = Path(__file__).parents[2] / "probsl" / "export" / "inference_data.py"
 SPEC = importlib.util.spec_from_file_location("inference_data", FILE)
 inference_data = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(inference_data)

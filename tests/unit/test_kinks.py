@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from probsl.engine.minimize import Outcome, minimize
-from probsl.engine.simplex import lightest
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.simplex import lightest
 
 
 def vector(*values):
@@ -44,7 +45,7 @@ def test_the_largest_of_smooth_functions():
         return torch.maximum(x[0] ** 2 + (x[1] - 1) ** 2, x[0] ** 2 + 2 * x[1] ** 2)
 
     minimum = minimize(objective, vector(2.0, -1.3))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     root = np.sqrt(2) - 1  # (y - 1)^2 = 2 y^2
     torch.testing.assert_close(minimum.x, vector(0.0, root), atol=1e-6, rtol=0)
 
@@ -56,7 +57,7 @@ def test_a_narrow_valley_of_kinks():
         return 8 * (x[0] ** 2 - x[1]).abs() + (1 - x[0]) ** 2
 
     minimum = minimize(objective, vector(-1.2, 1.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x, vector(1.0, 1.0), atol=1e-5, rtol=0)
 
 
@@ -64,7 +65,7 @@ def test_a_narrow_valley_of_kinks():
 def test_a_median(start):
     y = vector(1.0, 2.0, 3.5, 5.0, 9.0)
     minimum = minimize(lambda x: (x - y).abs().mean(), vector(start))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert float(minimum.x) == pytest.approx(3.5)
 
 
@@ -75,7 +76,7 @@ def test_a_jump_is_no_minimum():
         return torch.where(x[0] > 0.5, x[0], 2 - x[0]) + x[1] ** 2
 
     minimum = minimize(objective, vector(0.9, 1.0))
-    assert minimum.outcome is Outcome.STALLED
+    assert minimum.ending is Ending.STALLED
     assert minimum.value < 0.51
 
 
@@ -95,7 +96,7 @@ def test_the_penalty_keeps_exact_zeros_on_kinks():
     equations = np.hstack([X, -X, np.eye(50), -np.eye(50)])
     right = linprog(costs, A_eq=equations, b_eq=y, bounds=(0, None))
     b = right.x[:5] - right.x[5:10]
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.value == pytest.approx(right.fun, rel=1e-9)
     torch.testing.assert_close(minimum.x, torch.tensor(b), atol=1e-6, rtol=0)
     assert (minimum.x == 0).tolist() == (np.abs(b) < 1e-9).tolist()

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import probsl
 from probsl import Status
-from probsl.engine.many import minimize_many, vectorizes
-from probsl.engine.minimize import Outcome, minimize
-from probsl.isolation import isolated
-from probsl.problem import Problem
-from probsl.scoring import Batch
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.many import minimize_many, vectorizes
+from probsl.engine.minimize.minimize import minimize
+from probsl.isolation.calls import isolated
+from probsl.program.problem import Problem
+from probsl.program.scoring import Batch
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -80,7 +81,7 @@ def test_ends_are_those_of_single_searches():
     # Each is at a minimum that a single search would not leave.
     for end, value in zip(many.x, many.values, strict=True):
         single = minimize(bumpy, end)
-        assert single.outcome is Outcome.CONVERGED
+        assert single.ending is Ending.CONVERGED
         torch.testing.assert_close(single.x, end, rtol=1e-6, atol=1e-6)
         assert single.value == pytest.approx(float(value))
     singles = [minimize(bumpy, start).value for start in starts]
@@ -330,7 +331,7 @@ def test_a_free_direction_is_one_basin(form):
 
     fit = probsl.fit(program, HUMPS, probsl.MLE(starts=8))
     assert fit.status is Status.UNIDENTIFIED
-    assert fit.sites == ("a", "b")
+    assert fit.status_sites == ("a", "b")
     # The two branches of a hyperbola are as low as each other, and count as one.
     assert [b.count for b in fit.basins] == [8]
 

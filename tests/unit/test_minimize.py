@@ -8,8 +8,11 @@ import torch
 from scipy.optimize import rosen
 from torch.nn.functional import softplus
 
-from probsl.engine.curvature import Landscape, LimitedMemory, Spectrum, trust_region
-from probsl.engine.minimize import Outcome, minimize
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.curvature import Spectrum, trust_region
+from probsl.engine.minimize.landscape import Landscape
+from probsl.engine.minimize.limited_memory import LimitedMemory
+from probsl.engine.minimize.minimize import minimize
 
 DTYPES = [torch.float64, torch.float32]
 # Steps for which a program of a few coordinates should do.
@@ -55,7 +58,7 @@ def test_follows_the_banana(size, dtype):
     start = torch.zeros(size, dtype=dtype)
     start[0] = -1.2 if size == 2 else 0.5  # from -1.2 ten have a local minimum, too
     minimum = minimize(banana, start)
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.x.dtype == dtype
     # Quadratic convergence ends at rounding (the condition is 3,500), not at tolerance.
     assert (minimum.x - 1).abs().max() < 1e4 * torch.finfo(dtype).eps
@@ -78,7 +81,7 @@ def test_badly_scaled_coordinates_need_no_more_steps(dtype):
         lambda x: 0.5 * ((scale * (x - goal)) ** 2).sum(),
         torch.zeros(9, dtype=dtype),
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.steps < 10
     torch.testing.assert_close(minimum.x * scale, torch.ones(9, dtype=dtype))
 
@@ -89,20 +92,20 @@ def test_correlated_and_badly_scaled():
     minimum = minimize(
         lambda x: 0.5 * (x - 1) @ curvature @ (x - 1), torch.zeros(8).double()
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x, torch.ones(8).double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("goal", [1e6, 1e9, -1e12])
 def test_a_far_minimum_is_no_runaway(goal):
     minimum = minimize(lambda x: 0.5 * ((x - goal) ** 2).sum(), vector(0.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert float(minimum.x) == pytest.approx(goal, rel=1e-12)
 
 
 def test_a_far_minimum_of_linear_growth_is_no_runaway():
     minimum = minimize(lambda x: softplus(-2 * (x[0] - 1e5)) + x[0], vector(0.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert float(minimum.x) == pytest.approx(1e5, rel=1e-9)
 
 
@@ -113,7 +116,7 @@ def test_a_bad_start_of_the_scale(mean, log_sd, dtype):
     minimum = minimize(
         lambda x: gaussian(y, x[0], x[1]), vector(0.0, log_sd, dtype=dtype)
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     expected = vector(mean + 2, math.log(2) / 2, dtype=dtype)
     torch.testing.assert_close(minimum.x, expected)
 
@@ -128,13 +131,13 @@ def test_a_bad_start_of_the_scale(mean, log_sd, dtype):
 )
 def test_leaves_a_saddle_where_the_gradient_is_zero(objective, start, goal):
     minimum = minimize(objective, vector(*start))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x.abs(), vector(*goal))
 
 
 def test_a_flat_minimum_of_fourth_order():
     minimum = minimize(lambda x: (x**4).sum(), vector(1.0, 2.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.x.abs().max() < 1e-4
 
 
@@ -144,7 +147,7 @@ def test_backs_off_where_the_objective_is_no_number(dtype):
         lambda x: (x - torch.log(x)).sum() - torch.log(4 - x.sum()),
         vector(1e-3, 3.9, dtype=dtype),
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     # 1 - 1/x + 1/(4 - 2x) = 0
     expected = torch.full((2,), (7 - math.sqrt(17)) / 4, dtype=dtype)
     torch.testing.assert_close(minimum.x, expected)
@@ -156,16 +159,16 @@ def test_backs_off_where_a_matrix_has_no_factor():
         return x[0] + x[1] ** 2 - torch.log(factor.diagonal()).sum()
 
     minimum = minimize(objective, vector(20.0, 5.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     with pytest.raises(torch.linalg.LinAlgError):
         objective(vector(-1.0, 1.0))
     failing = minimize(objective, vector(-1.0, 1.0))
-    assert failing.outcome is Outcome.NONFINITE
+    assert failing.ending is Ending.NONFINITE
 
 
 def test_works_under_no_grad():
     with torch.no_grad():
-        assert minimize(banana, vector(-1.2, 1.0)).outcome is Outcome.CONVERGED
+        assert minimize(banana, vector(-1.2, 1.0)).ending is Ending.CONVERGED
         assert not torch.is_grad_enabled()
 
 
@@ -186,7 +189,7 @@ def test_a_thousand_coordinates_without_a_hessian(dtype):
         lambda x: 0.5 * (curvature * (x - 1) ** 2).mean() * 10,
         torch.zeros(1000, dtype=dtype),
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.hessian is None
     assert (minimum.x - 1).abs().max() < (1e-3 if dtype == torch.float64 else 0.1)
 
@@ -199,7 +202,7 @@ def test_without_a_hessian_it_sees_runaways_too():
         torch.zeros(3).double(),
         newton_limit=2,
     )
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert 0 in minimum.coordinates
 
@@ -217,12 +220,12 @@ def test_without_a_hessian_it_sees_separated_classes(rows, spread, dtype):
         return (softplus(x @ w) - y * (x @ w)).mean() + penalty * w @ w
 
     start = spread * normal(500, seed=1, dtype=dtype)
-    assert minimize(objective, start).outcome is Outcome.RUNAWAY
+    assert minimize(objective, start).ending is Ending.UNBOUNDED
     penalized = minimize(lambda w: objective(w, 1e-3), start)
-    assert penalized.outcome is Outcome.CONVERGED
+    assert penalized.ending is Ending.CONVERGED
     # Nor does it take a minimum for a tail where there is no way to go.
     again = minimize(lambda w: objective(w, 1e-3), penalized.x)
-    assert again.outcome is Outcome.CONVERGED
+    assert again.ending is Ending.CONVERGED
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -234,7 +237,7 @@ def test_names_collinear_columns(scale, dtype):
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(), torch.zeros(4, dtype=dtype)
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (0, 2, 3)
     fitted = np.linalg.lstsq(X.double().numpy(), y.double().numpy(), rcond=1e-5)[0]
     expected = torch.from_numpy(X.double().numpy() @ fitted).to(dtype)
@@ -252,7 +255,7 @@ def test_names_the_dummy_trap():
         lambda b: 0.5 * ((y - b[0] - b[1:][group]) ** 2).mean(),
         torch.zeros(21).double(),
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == tuple(range(21))
 
 
@@ -261,7 +264,7 @@ def test_a_curved_ridge_counts(dtype):
     minimum = minimize(
         lambda x: (x[0] * x[1] - 2) ** 2 + x[2] ** 2, vector(1.0, 0.5, 3.0, dtype=dtype)
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (0, 1)
     assert minimum.value < 1e-10
 
@@ -272,7 +275,7 @@ def test_a_perfect_fit_with_too_many_coordinates():
         lambda x: 0.5 * ((y - x[0] - torch.exp(x[1]) * x[2:]) ** 2).mean(),
         torch.zeros(10).double(),
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.null_space.shape == (10, 2)
     assert minimum.value < 1e-25
 
@@ -287,7 +290,7 @@ def test_longley_is_no_null_direction():
     start = torch.zeros(8).double()
     start[-1] = torch.log(y.std())
     minimum = minimize(lambda x: gaussian(y, X @ x[:-1], x[-1]), start)
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     # Certified by NIST; eleven digits are what a normal matrix of these data leaves.
     certified = vector(
         -3482258.63459582,
@@ -308,12 +311,12 @@ def test_idle_coordinates(newton_limit):
 
     start = vector(1.0, 0.7, 3.0, -5.0)
     ignored = minimize(objective, start, newton_limit=newton_limit)
-    assert ignored.outcome is Outcome.CONVERGED
+    assert ignored.ending is Ending.CONVERGED
     torch.testing.assert_close(
         ignored.x, vector(0.0, 0.7, 1.0, -5.0), atol=1e-5, rtol=0
     )
     reported = minimize(objective, start, newton_limit=newton_limit, idle="report")
-    assert reported.outcome is Outcome.NULL_DIRECTIONS
+    assert reported.ending is Ending.UNIDENTIFIED
     assert reported.coordinates == (1, 3)
     torch.testing.assert_close(reported.x, ignored.x)
     torch.testing.assert_close(reported.null_space, torch.eye(4).double()[:, [1, 3]])
@@ -322,7 +325,7 @@ def test_idle_coordinates(newton_limit):
 def test_flat_at_the_start_is_not_idle():
     """A curve of the fourth order has one lowest point, though its Hessian is 0."""
     minimum = minimize(lambda x: (x[0] - 1) ** 2 + x[1] ** 4, vector(0.0, 0.0))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.x.tolist() == [1.0, 0.0]
 
 
@@ -332,7 +335,7 @@ def test_influence_that_only_the_end_shows():
         return (x[0] - 8) ** 2 + late
 
     minimum = minimize(objective, vector(0.0, 0.0), idle="report")
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x, vector(8.0, 3.0))
 
 
@@ -340,7 +343,7 @@ def test_a_constant_has_only_idle_coordinates():
     def objective(x):
         return torch.ones((), dtype=x.dtype)
 
-    assert minimize(objective, vector(0.0, 1.0)).outcome is Outcome.CONVERGED
+    assert minimize(objective, vector(0.0, 1.0)).ending is Ending.CONVERGED
     reported = minimize(objective, vector(0.0, 1.0), idle="report")
     assert reported.coordinates == (0, 1)
 
@@ -356,7 +359,7 @@ def test_separated_classes(scale, dtype):
     minimum = minimize(
         lambda b: softplus(sign * (scale * X @ b)).mean(), torch.zeros(3, dtype=dtype)
     )
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert 0 in minimum.coordinates
     assert minimum.steps < FEW
@@ -371,7 +374,7 @@ def test_only_the_separating_coordinate_runs(dtype):
     minimum = minimize(
         lambda b: (torch.exp(X @ b) - y * (X @ b)).mean(), torch.zeros(3, dtype=dtype)
     )
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert minimum.coordinates == (2,)
 
@@ -388,7 +391,7 @@ def test_a_variance_at_zero(start, dtype):
         return 0.5 * (torch.log(variance) + (y - x[0]) ** 2 / variance).mean()
 
     minimum = minimize(objective, vector(0.0, start, dtype=dtype))
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert minimum.coordinates == (1,)
     assert float(minimum.x[0]) == pytest.approx(7.6856, abs=1e-2)
@@ -408,7 +411,7 @@ def test_a_density_without_bound(center, dtype):
         ).mean()
 
     minimum = minimize(objective, torch.zeros(10, dtype=dtype))
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert not minimum.flattening
     assert minimum.coordinates == (1,)
     assert minimum.x.isfinite().all()
@@ -418,7 +421,7 @@ def test_a_density_without_bound(center, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_slope_without_end(dtype):
     minimum = minimize(lambda x: x[0] + (x[1] - 3) ** 2, vector(0.0, 0.0, dtype=dtype))
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert not minimum.flattening
     assert minimum.coordinates == (0,)
     assert minimum.steps < FEW
@@ -428,7 +431,7 @@ def test_an_exact_fit():
     X = normal(30, 3)
     y = X @ vector(1.0, 2.0, 3.0)
     minimum = minimize(lambda x: gaussian(y, X @ x[:3], x[3]), torch.zeros(4).double())
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert not minimum.flattening
     assert minimum.coordinates == (3,)
     torch.testing.assert_close(minimum.x[:3], vector(1.0, 2.0, 3.0))
@@ -439,7 +442,7 @@ def test_data_in_odd_units_are_no_runaway(unit):
     X = normal(30, 3)
     y = unit * (X @ vector(1.0, 2.0, 3.0) + normal(30, seed=1))
     minimum = minimize(lambda x: gaussian(y, X @ x[:3], x[3]), torch.zeros(4).double())
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     expected = torch.linalg.lstsq(X, y[:, None]).solution[:, 0]
     torch.testing.assert_close(minimum.x[:3] / unit, expected / unit)
 
@@ -457,7 +460,7 @@ def test_a_runaway_hidden_by_rounding():
         return -law.log_prob(y).mean()
 
     minimum = minimize(objective, torch.zeros(2).double())
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert minimum.coordinates == (1,)
 
@@ -468,7 +471,7 @@ def test_a_plateau(start):
     minimum = minimize(
         lambda x: torch.exp(-torch.exp(x[0])) + x[1] ** 2, vector(start, 1.0)
     )
-    assert minimum.outcome is Outcome.RUNAWAY
+    assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
     assert minimum.coordinates == (0,)
 
@@ -479,7 +482,7 @@ def test_a_plateau(start):
 def test_names_what_is_not_finite_at_the_start():
     counted = Counted(lambda x: torch.log(x[0]) + x[1] ** 2 + torch.sqrt(x[2]))
     minimum = minimize(counted, vector(-1.0, 1.0, 0.0))
-    assert minimum.outcome is Outcome.NONFINITE
+    assert minimum.ending is Ending.NONFINITE
     assert minimum.coordinates == (2,)
     assert counted.calls == 1
     assert minimum.x.tolist() == [-1.0, 1.0, 0.0]
@@ -491,7 +494,7 @@ def test_a_kink_is_a_minimum():
     minimum = minimize(
         lambda x: torch.sqrt(((x - y) ** 2).clamp(min=0)).mean(), vector(0.3)
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert float(minimum.x) == pytest.approx(3.5)
 
 
@@ -500,7 +503,7 @@ def test_a_kink_is_a_minimum():
 def test_max_steps(max_steps, newton_limit):
     start = vector(*[-1.2, 1.0] * 5)
     minimum = minimize(banana, start, max_steps=max_steps, newton_limit=newton_limit)
-    assert minimum.outcome is Outcome.MAX_STEPS
+    assert minimum.ending is Ending.MAX_STEPS
     assert minimum.steps == max_steps
     assert len(minimum.losses) == max_steps + 1
 
@@ -511,7 +514,7 @@ def test_an_interrupt_loses_nothing(call, newton_limit):
     counted = Counted(banana, fail_at=call)
     start = vector(*[-1.2, 1.0] * 5)
     minimum = minimize(counted, start, newton_limit=newton_limit)
-    assert minimum.outcome is Outcome.INTERRUPTED
+    assert minimum.ending is Ending.INTERRUPTED
     assert counted.calls == call
     if call == 1:
         assert minimum.x.tolist() == start.tolist()
@@ -531,7 +534,7 @@ def test_the_callback_sees_each_step_and_can_stop(newton_limit):
     minimum = minimize(
         banana, vector(-1.2, 1.0), callback=callback, newton_limit=newton_limit
     )
-    assert minimum.outcome is Outcome.INTERRUPTED
+    assert minimum.ending is Ending.INTERRUPTED
     assert [step for step, _, _ in seen] == list(range(1, 7))
     assert [value for _, value, _ in seen] == list(minimum.losses[1:])
     assert torch.equal(seen[-1][2], minimum.x)

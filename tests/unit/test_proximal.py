@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from probsl.engine.minimize import Outcome, minimize
-from probsl.engine.proximal import quadratic_lasso
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.proximal import quadratic_lasso
 
 LIMITS = [300, 5]  # with the exact Hessian, and by OWL-QN alone
 
@@ -56,7 +57,7 @@ def test_lasso_equals_scikit_learn(alpha, newton_limit, diabetes):
         l1=(zeros(10), constant(10, alpha)),
         newton_limit=newton_limit,
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert torch.equal(minimum.x == 0, expected == 0)
     size = float(expected.abs().max())
     accuracy = 1e-11 if newton_limit == 300 else 1e-6
@@ -70,7 +71,7 @@ def test_float32(diabetes):
         torch.zeros(10),
         l1=(torch.zeros(10), torch.full((10,), 5.0)),
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.x.dtype == torch.float32
     assert minimum.x.eq(0).sum() == 5
 
@@ -94,7 +95,7 @@ def test_generalized_linear_models(family, alpha, newton_limit, diabetes):
     minimum = minimize(
         objective, zeros(11), l1=(zeros(11), weight), newton_limit=newton_limit
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     accuracy = 1e-11 if newton_limit == 300 else 1e-4
     assert_stationary(objective, minimum, zeros(11), weight, accuracy)
     if newton_limit == 300:
@@ -136,7 +137,7 @@ def test_other_centers_and_partial_weights(diabetes):
         return (x[-1] + 0.5 * ((y - X @ x[:-1]) * torch.exp(-x[-1])) ** 2).mean()
 
     minimum = minimize(objective, zeros(12), l1=(center, weight))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert_stationary(objective, minimum, center, weight, 1e-12)
     at_center = minimum.x == center
     assert 0 < at_center.sum() < 7
@@ -151,7 +152,7 @@ def test_all_zero_is_found_without_a_step(diabetes):
         zeros(10),
         l1=(zeros(10), constant(10, 50.0)),
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert minimum.steps == 0
 
 
@@ -163,7 +164,7 @@ def test_duplicates_share_a_null_direction(diabetes):
         zeros(11),
         l1=(zeros(11), constant(11, 1.0)),
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (2, 10)
 
 
@@ -173,7 +174,7 @@ def test_idle_coordinates_go_to_their_center():
     minimum = minimize(
         lambda x: (x[0] - 1) ** 2, start, l1=(zeros(3), weight), idle="report"
     )
-    assert minimum.outcome is Outcome.NULL_DIRECTIONS
+    assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (1,)
     assert minimum.x.tolist() == [1.0, 5.0, 0.0]
 
@@ -188,11 +189,11 @@ def test_a_penalty_stops_only_the_runaways_it_is_on():
 
     weight = torch.tensor([0.0, 0.01, 0.01], dtype=torch.float64)
     free = minimize(objective, zeros(3), l1=(zeros(3), weight))
-    assert free.outcome is Outcome.RUNAWAY
+    assert free.ending is Ending.UNBOUNDED
     assert free.coordinates == (0,)
     assert free.flattening
     held = minimize(objective, zeros(3), l1=(zeros(3), weight.clamp(min=0.01)))
-    assert held.outcome is Outcome.CONVERGED
+    assert held.ending is Ending.CONVERGED
 
 
 def test_leaves_a_saddle():
@@ -202,7 +203,7 @@ def test_leaves_a_saddle():
     start = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     weight = torch.tensor([0.1, 0.0, 0.1], dtype=torch.float64)
     minimum = minimize(objective, start, l1=(zeros(3), weight))
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     expected = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
     torch.testing.assert_close(minimum.x.abs(), expected)
     assert minimum.x[0] == 0
@@ -218,7 +219,7 @@ def test_backs_off_where_the_objective_is_no_number(newton_limit):
         l1=(zeros(2), weight),
         newton_limit=newton_limit,
     )
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x, 1 / (1 + weight), rtol=1e-5, atol=0)
 
 
@@ -235,7 +236,7 @@ def test_a_thousand_columns():
     )
     lasso = Lasso(alpha=0.3, fit_intercept=False, tol=1e-12, max_iter=10**5)
     expected = torch.from_numpy(lasso.fit(X.numpy(), y.numpy()).coef_)
-    assert minimum.outcome is Outcome.CONVERGED
+    assert minimum.ending is Ending.CONVERGED
     assert torch.equal(minimum.x == 0, expected == 0)
     torch.testing.assert_close(minimum.x, expected, rtol=0, atol=1e-5)
 
@@ -259,9 +260,9 @@ def test_an_interrupt_loses_nothing(call, newton_limit, diabetes):
         objective, start, l1=(zeros(10), weight), newton_limit=newton_limit
     )
     if calls < call:
-        assert minimum.outcome is Outcome.CONVERGED
+        assert minimum.ending is Ending.CONVERGED
     else:
-        assert minimum.outcome is Outcome.INTERRUPTED
+        assert minimum.ending is Ending.INTERRUPTED
     assert minimum.value == min(minimum.losses)
     penalty = float((weight * minimum.x.abs()).sum())
     calls = call  # nobody interrupts any more

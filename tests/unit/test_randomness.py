@@ -18,8 +18,10 @@ from scipy import stats
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from probsl.random_functions import NoiseMismatchError, independent_draws
-from probsl.randomness import NoiseRecord, record, standardized
+from probsl.noise.modes import NoiseMismatchError
+from probsl.noise.record import NoiseRecord, record
+from probsl.noise.standardized import standardized
+from probsl.noise.vmapped import independent_draws
 
 ROWS, BATCH = 20, 2000
 

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions import transforms
 from torch.distributions import Distribution
 
-from probsl.relocation import relocated
+from probsl.program.relocation import relocated
 
 META = torch.device("meta")
 LINE = dist.Normal(torch.zeros(3), torch.ones(3))

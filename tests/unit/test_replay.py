@@ -6,10 +6,10 @@ import itertools
 import pytest
 import torch
 
-from probsl.engine import replay as engine_replay
-from probsl.engine.listening import _repeated
-from probsl.engine.obstacles import ReplayError
-from probsl.engine.step import Step, Walk
+from probsl.engine.compile import replay as engine_replay
+from probsl.engine.compile.obstacles import ReplayError
+from probsl.engine.compile.recorded_calls import _repeated
+from probsl.engine.steps.step import Step, Walk
 
 aten = torch.ops.aten
 
@@ -127,7 +127,7 @@ def test_a_call_that_fails_where_the_step_does_not_makes_steps_slower():
     with_call(made, breaking)
     with pytest.warns(UserWarning, match="from some step on they are not compiled"):
         made.run(PLACES)
-    assert "(AssertionError: wrong size at dimension 0)" in made.step.trouble
+    assert "(AssertionError: wrong size at dimension 0)" in made.step.reason
     torch.testing.assert_close(taken(made), taken(eager))
 
 
@@ -204,7 +204,7 @@ def test_calls_that_are_not_the_step_are_not_trusted(lie, places, monkeypatch):
     monkeypatch.setattr(engine_replay, "listen", listen)
     assert made.compile()
     assert made._replay is None
-    assert "called by torch, because calls made again give other" in made.step.trouble
+    assert "called by torch, because calls made again give other" in made.step.reason
     # Nothing is left of the trial.
     assert equal(before, (*made.inputs, made.state, made.losses))
     assert equal(taken(made, (places,)), taken(plain, (places,)))

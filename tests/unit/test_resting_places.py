@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 import probsl
 from probsl import Status
-from probsl.engine.feed import NOISE, Feed
-from probsl.engine.minimize import minimize
-from probsl.engine.remainder import remainder
-from probsl.engine.stochastic import Ending, settle
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.minimize import minimize
+from probsl.engine.steps.feed import NOISE, Feed
+from probsl.engine.steps.remainder import remainder
+from probsl.engine.steps.stochastic import minimize_stochastic
 
 DOUBLE = torch.float64
 DYING = {
@@ -42,7 +43,7 @@ def bowl(x, _):
 def test_a_rate_that_dies_is_not_convergence(kind, unit):
     """Whatever the unit of the parameters."""
     optimizer, scheduler = DYING[kind]
-    settled = settle(
+    settled = minimize_stochastic(
         lambda x, given: bowl(x / unit, given),
         torch.full((2,), 8 * unit, dtype=DOUBLE),
         optimizer=optimizer,
@@ -56,7 +57,7 @@ def test_a_rate_that_dies_among_noise_is_not_convergence():
     optimizer, scheduler = DYING["StepLR"]
     generator = torch.Generator().manual_seed(0)
     feed = Feed(250, noise=lambda n: torch.randn(n, 2, generator=generator).double())
-    settled = settle(
+    settled = minimize_stochastic(
         lambda x, given: ((x - TARGET + 0.1 * given[NOISE]) ** 2).sum(),
         torch.full((2,), 8.0, dtype=DOUBLE),
         feed=feed,
@@ -77,7 +78,7 @@ def test_steps_at_rest_among_noise_have_converged(way):
         return ((x - TARGET + 0.3 * noise) ** 2).sum()
 
     torch.manual_seed(0)
-    settled = settle(
+    settled = minimize_stochastic(
         noisy,
         torch.zeros(2, dtype=DOUBLE),
         feed=feed if way == "given" else None,

@@ -4,7 +4,7 @@ The table is the documentation; the tests below read it and compare it with what
 does. Its words:
 
 - dropped: the site is estimated, its prior is no part of the objective
-- weighed: its log prior is multiplied by ``prior_weight``
+- weighted: its log prior is multiplied by ``prior_weight``
 - kept: its distribution is part of the objective whatever ``prior_weight``
 - integrated: the likelihood is to be integrated over it, which `fit` refuses with the
   names of the sites, and of the argument that asks for something else
@@ -30,49 +30,49 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch.distributions import biject_to
 
 import probsl
-from probsl.problem import Problem
-from probsl.sites import Role
+from probsl.program.problem import Problem
+from probsl.program.sites import Role
 
 TABLE = """
 program              site            role            MLE()       integrate=()  MAP         SVI
 
-centered groups      mu              parameter       dropped     dropped       weighed     weighed
-                     tau             parameter       dropped     dropped       weighed     weighed
+centered groups      mu              parameter       dropped     dropped       weighted     weighted
+                     tau             parameter       dropped     dropped       weighted     weighted
                      theta           random effect   integrated  dropped       kept        kept
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-noncentered groups   mu              parameter       dropped     dropped       weighed     weighed
-                     tau             parameter       dropped     dropped       weighed     weighed
-                     z               parameter       dropped     dropped       weighed     weighed
+noncentered groups   mu              parameter       dropped     dropped       weighted     weighted
+                     tau             parameter       dropped     dropped       weighted     weighted
+                     z               parameter       dropped     dropped       weighted     weighted
                      theta           deterministic   reported    reported      reported    reported
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-factor model         first           parameter       dropped     dropped       weighed     weighed
-                     others          parameter       dropped     dropped       weighed     weighed
-                     sigma           parameter       dropped     dropped       weighed     weighed
+factor model         first           parameter       dropped     dropped       weighted     weighted
+                     others          parameter       dropped     dropped       weighted     weighted
+                     sigma           parameter       dropped     dropped       weighted     weighted
                      f               random effect   integrated  dropped       kept        kept
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-horseshoe            tau             parameter       dropped     dropped       weighed     weighed
-                     lam             parameter       dropped     dropped       weighed     weighed
+horseshoe            tau             parameter       dropped     dropped       weighted     weighted
+                     lam             parameter       dropped     dropped       weighted     weighted
                      w               random effect   integrated  dropped       kept        kept
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-mixture              share           parameter       dropped     dropped       weighed     weighed
-                     low             parameter       dropped     dropped       weighed     weighed
-                     gap             parameter       dropped     dropped       weighed     weighed
+mixture              share           parameter       dropped     dropped       weighted     weighted
+                     low             parameter       dropped     dropped       weighted     weighted
+                     gap             parameter       dropped     dropped       weighted     weighted
                      which           enumerated      summed      summed        summed      summed
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-mixed model          beta            parameter       dropped     dropped       weighed     weighed
-                     tau             parameter       dropped     dropped       weighed     weighed
-                     sigma           parameter       dropped     dropped       weighed     weighed
+mixed model          beta            parameter       dropped     dropped       weighted     weighted
+                     tau             parameter       dropped     dropped       weighted     weighted
+                     sigma           parameter       dropped     dropped       weighted     weighted
                      u               random effect   integrated  dropped       kept        kept
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-hidden Markov model  stay            parameter       dropped     dropped       weighed     weighed
-                     low             parameter       dropped     dropped       weighed     weighed
-                     gap             parameter       dropped     dropped       weighed     weighed
+hidden Markov model  stay            parameter       dropped     dropped       weighted     weighted
+                     low             parameter       dropped     dropped       weighted     weighted
+                     gap             parameter       dropped     dropped       weighted     weighted
                      state_0         enumerated      summed      summed        summed      summed
                      y_0             observed        likelihood  likelihood    likelihood  likelihood
                      state_1         enumerated      summed      summed        summed      summed
@@ -80,13 +80,13 @@ hidden Markov model  stay            parameter       dropped     dropped       w
                      state_2         enumerated      summed      summed        summed      summed
                      y_2             observed        likelihood  likelihood    likelihood  likelihood
 
-LKJ covariance       mu              parameter       dropped     dropped       weighed     weighed
-                     scale           parameter       dropped     dropped       weighed     weighed
-                     correlation     parameter       dropped     dropped       weighed     weighed
+LKJ covariance       mu              parameter       dropped     dropped       weighted     weighted
+                     scale           parameter       dropped     dropped       weighted     weighted
+                     correlation     parameter       dropped     dropped       weighted     weighted
                      factor          deterministic   reported    reported      reported    reported
                      y               observed        likelihood  likelihood    likelihood  likelihood
 
-own parameters       slope           parameter       dropped     dropped       weighed     weighed
+own parameters       slope           parameter       dropped     dropped       weighted     weighted
                      penalty         factor          likelihood  likelihood    likelihood  likelihood
                      double          deterministic   reported    reported      reported    reported
                      y               observed        likelihood  likelihood    likelihood  likelihood
@@ -183,7 +183,7 @@ def test_every_site_has_the_role_in_the_table(name):
     case = problem(name)
     built = Problem.build(case.program, case.data)
     found = {site.name: site.role.value for site in built.sites}
-    found |= {p.name: Role.OWN_PARAMETER.value for p in built.own}
+    found |= {p.name: Role.OWN_PARAMETER.value for p in built.own_parameters}
     assert found == {site: row["role"] for site, row in ROLES[name].items()}
 
 
@@ -199,9 +199,9 @@ def float64_by_default():
 @every_program_and_method
 def test_the_objective_is_made_of_what_the_table_says(name, method):
     # A program with no prior to weigh differently would make this test idle.
-    assert named(name, method, "dropped", "weighed")
+    assert named(name, method, "dropped", "weighted")
     case, start, weight = problem(name), start_of(name), 0.3
-    factors = FACTORS | {"weighed": weight}
+    factors = FACTORS | {"weighted": weight}
     fit = probsl.fit(
         case.program,
         case.data,
@@ -245,7 +245,7 @@ def test_svi_gives_distributions_and_the_others_points(name, method):
         made = probsl.SVI(AutoNormal, start=start)
     fit = probsl.fit(case.program, case.data, made, callbacks=[lambda *_: True])
     draws = fit.draw(3)
-    latents = named(name, method, "dropped", "weighed", "kept")
+    latents = named(name, method, "dropped", "weighted", "kept")
     free, reported = named(name, method, "free"), named(name, method, "reported")
     assert list(draws) == [*latents, *free, *reported]
     varied = {site for site, values in draws.items() if not (values == values[0]).all()}
@@ -257,11 +257,11 @@ def test_svi_gives_distributions_and_the_others_points(name, method):
 @every_program
 def test_prior_weight_reaches_the_sites_whose_prior_mle_drops(name):
     case, start = problem(name), start_of(name)
-    weighed = named(name, "MAP", "weighed")
+    weighted = named(name, "MAP", "weighted")
     kept = named(name, "MAP", "kept")
     first = partial(probsl.fit, case.program, case.data, callbacks=[lambda *_: True])
     everywhere = first(probsl.MAP(prior_weight=0.3, start=start)).losses[0]
-    by_name = dict.fromkeys(weighed, 0.3)
+    by_name = dict.fromkeys(weighted, 0.3)
     assert everywhere == first(probsl.MAP(prior_weight=by_name, start=start)).losses[0]
     for site in kept:
         named_too = first(probsl.MAP(prior_weight={**by_name, site: 0.3}, start=start))

@@ -12,8 +12,8 @@ from methods import ADAM
 from pyro.infer.autoguide import AutoNormal
 
 import probsl
-from probsl.engine import compiled
-from probsl.engine.step import Step, Walk
+from probsl.engine.compile import compiled
+from probsl.engine.steps.step import Step, Walk
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(30, 2, generator=GENERATOR)
@@ -147,7 +147,7 @@ def test_what_has_no_graph_is_named_with_its_place():
     with pytest.warns(UserWarning, match="not compiled"):
         assert not made.trace([[torch.ones(3)]] * 2)
     code = 'raise NotImplementedError("a paragraph of torch")'
-    assert made.trouble.startswith(
+    assert made.reason.startswith(
         "the steps are not compiled, because the program cannot be recorded as a graph "
         f"(NotImplementedError: `{code}`, {__file__}:"
     )
@@ -161,8 +161,8 @@ PRIVATE_MODULES = [
     "torch._inductor.compile_fx",
     "torch._inductor.decomposition",
     "torch._subclasses.fake_tensor",
-    "probsl.engine.capture",
-    "probsl.engine.compiled",
+    "probsl.engine.compile.capture",
+    "probsl.engine.compile.compiled",
 ]
 PRIVATE_NAMES = [
     ("torch.fx.experimental.proxy_tensor", "make_fx"),
@@ -205,8 +205,8 @@ def goes_slowly(words):
         assert not made.compile()
     assert not made.compile()
     assert len(seen) == 1
-    assert words in made.step.trouble
-    assert "\n" not in made.step.trouble
+    assert words in made.step.reason
+    assert "\n" not in made.step.reason
     assert not made.is_compiled()
     made.run(10)
     eager.run(10)
@@ -269,11 +269,11 @@ def test_inductors_output_in_another_form_is_called_as_it_is(monkeypatch):
     """What is heard of a compiled function is inductor's own affair."""
     plain = walk()
     assert plain.compile()
-    monkeypatch.setattr("probsl.engine.listening._LOOPS", "renamed")
+    monkeypatch.setattr("probsl.engine.compile.recorded_calls._LOOPS", "renamed")
     made = walk()
     assert made.compile()
     assert made._replay is None
-    assert made.step.trouble == (
+    assert made.step.reason == (
         "each compiled step is called by torch, because it does more than call loops "
         "and operations"
     )
@@ -283,10 +283,10 @@ def test_inductors_output_in_another_form_is_called_as_it_is(monkeypatch):
 
 
 def test_without_what_makes_calls_again_steps_are_compiled(monkeypatch):
-    monkeypatch.setitem(sys.modules, "probsl.engine.replay", None)
+    monkeypatch.setitem(sys.modules, "probsl.engine.compile.replay", None)
     made = walk()
     assert made.compile()
-    assert "each compiled step is called by torch, because torch" in made.step.trouble
+    assert "each compiled step is called by torch, because torch" in made.step.reason
 
 
 def test_compiled_code_that_fails_later_makes_steps_slower():
@@ -315,9 +315,9 @@ def test_compiled_code_that_fails_later_makes_steps_slower():
 )
 def test_samplers_that_torch_calls_something_else_by_now(owner, name, monkeypatch):
     monkeypatch.delattr(owner, name)
-    spec = importlib.util.find_spec("probsl.random_functions")
+    spec = importlib.util.find_spec("probsl.noise.vmapped")
     again = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "random_functions_again", again)
+    monkeypatch.setitem(sys.modules, "vmapped_again", again)
     spec.loader.exec_module(again)
     with again.independent_draws():
         draw = torch.func.vmap(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from probsl.engine import small_matrices
-from probsl.engine.step import Step, Walk
+from probsl.engine.compile import small_matrices
+from probsl.engine.steps.step import Step, Walk
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ from torch.distributions.transforms import (
 )
 
 import probsl
-from probsl.matrix_coordinates import CholeskyFactor, PositiveDefinite
-from probsl.supports import bijection, ends_of, settled, support_of, unchecked
+from probsl.program.matrix_coordinates import CholeskyFactor, PositiveDefinite
+from probsl.program.supports import bijection, ends_of, settled, support_of, unchecked
 
 INFINITY = math.inf
 

@@ -17,8 +17,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.distributions import constraints
 
 import probsl
-from probsl.groups import collect
-from probsl.sites import Role
+from probsl.export.arrays import fit_arrays
+from probsl.program.sites import Role
 
 DTYPE = torch.float64
 Y = torch.tensor([1.2, -0.3, 0.8, 2.1, 0.4], dtype=DTYPE)
@@ -47,7 +47,7 @@ def test_every_fit_has_its_groups(pair):
     data = converted(fit, draws=20)
     count = 1 if pair.is_point else 20
     latents = [s.name for s in fit.problem.latents]
-    observed = set(fit.problem.named(Role.OBSERVED))
+    observed = set(fit.problem.sites_with_role(Role.OBSERVED))
 
     assert set(data.posterior) >= {*latents, *fit.point()}
     assert {s: (1, count, *fit.problem.site(s).shape) for s in latents} == {
@@ -355,7 +355,7 @@ def test_attributes_say_how_the_fit_was_made():
 def test_the_same_seed_gives_the_same_groups_and_leaves_no_trace():
     fit = probsl.fit(normal_mean, {"y": Y}, probsl.SVI())
     state = torch.get_rng_state()
-    first, second, other = (collect(fit, draws=20, seed=s) for s in (1, 1, 2))
+    first, second, other = (fit_arrays(fit, draws=20, seed=s) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     for group, variables in first.arrays.items():
         for name, (_, array) in variables.items():

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import probsl
-from probsl import torch_state
+from probsl.isolation import torch_state
 
 PRIVATE = [
     ("torch.overrides", "_get_current_function_mode_stack"),
@@ -26,7 +26,7 @@ PRIVATE = [
 
 def loaded():
     """Return the module as a torch of another version would have it."""
-    file = Path(probsl.__file__).parent / "torch_state.py"
+    file = Path(probsl.__file__).parent / "isolation" / "torch_state.py"
     spec = importlib.util.spec_from_file_location("torch_state_again", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 
 import probsl
-from probsl.leave_one_out import score_fitted_rows
+from probsl.scores.leave_one_out import score_fitted_rows
 
 Y = np.random.default_rng(3).normal(1.0, 1.0, 12)
 

@@ -1,0 +1,357 @@
+"""Several fits side by side."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from probsl.draws.summary import COLUMNS
+from probsl.fitting import Fit, log_score
+from probsl.isolation.calls import undisturbed
+from probsl.methods.point import MLE
+from probsl.options import did_you_mean
+from probsl.psis import K_LIMIT
+from probsl.scores.leave_one_out import score_fitted_rows
+from probsl.tables import ROWS, WIDTH, in_width, number, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probsl.psis import LeaveOneOut
+    from probsl.scores.leave_one_out import FittedRows
+
+_HELD_OUT = "held out"
+IN_SPREADS = "moved / sd"
+_LOO = ("elpd_loo", "se_loo", "p_loo", "worst k")
+_RUN = ("status", "steps", "seconds")
+_ORDER = ("status", "log likelihood", "log score", _HELD_OUT, *_LOO, "steps", "seconds")
+# Above this many elements in a fit the tables have one line per site.
+_ELEMENTS = 1000
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison:
+    """Several fits side by side; prints itself.
+
+    Attributes
+    ----------
+    fits
+        Name -> fit.
+    reference
+        Name of the fit that movements are measured from.
+    estimates
+        One row per parameter, and for each fit the columns ``estimate, sd, lower,
+        upper`` (a column index of two levels). A point has no spread. Where a fit has
+        more than 1,000 elements there is one row per site, as `Fit.summary` has them.
+    shrinkage
+        One row per parameter, and for each other fit the columns ``moved`` (its
+        estimate less the reference's) and ``moved / sd`` (in standard deviations:
+        the reference's where it has a spread, else those of the first fit with one).
+        In a row of a whole site, ``moved`` is the root mean square of its elements'
+        movements, and the standard deviation their mean one.
+    scores
+        One row per fit: the status, the log likelihood at the fit's point, the log
+        predictive density of the training rows (``log score``) and, where other data
+        were given, of those (``held out``); for a distribution the leave-one-out log
+        predictive density ``elpd_loo`` with its standard error ``se_loo``, the
+        effective number of parameters ``p_loo`` and the worst Pareto shape
+        ``worst k`` of its importance weights; and the cost. The
+        standard error is that of one sum; that of the difference of two fits of the
+        same rows is often smaller, and follows from `left_out`.
+    left_out
+        Name -> leave-one-out densities, of the fits that have them: ``elpd_rows`` and
+        ``k_rows`` have one entry per row.
+    notes
+        Name -> why a distribution has no leave-one-out densities.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = {"y": torch.tensor([1.0] * 6 + [0.0] * 4)}
+    >>> methods = {"MLE": probsl.MLE(), "MAP": probsl.MAP()}
+    >>> fits = {name: probsl.fit(program, heads, m) for name, m in methods.items()}
+    >>> comparison = probsl.compare(fits)
+    >>> comparison.reference
+    'MLE'
+    >>> comparison.shrinkage["MAP", "moved"].round(3).tolist()
+    [-0.064]
+    """
+
+    fits: Mapping[str, Fit]
+    reference: str
+    estimates: pd.DataFrame
+    shrinkage: pd.DataFrame
+    scores: pd.DataFrame
+    left_out: Mapping[str, LeaveOneOut]
+    notes: Mapping[str, str]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{title}{', continued' if place else ''}\n{part.to_string(max_rows=ROWS)}"
+            for title, table in self._tables()
+            for place, part in enumerate(in_width(table))
+        ]
+        told = [textwrap.fill(each, WIDTH) for each in [self.caution, *self._told()]]
+        return "\n\n".join([*parts, *told])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<h4>{html.escape(title)}</h4>"
+            f'<div style="overflow-x: auto">{table.to_html(max_rows=ROWS)}</div>'
+            for title, table in self._tables()
+        ]
+        told = [f"<p>{html.escape(t)}</p>" for t in [self.caution, *self._told()]]
+        return "".join([*parts, *told])
+
+    @property
+    def caution(self) -> str:
+        """Which scores may be compared, in sentences."""
+        held_out = _HELD_OUT in self.scores
+        problems = [fit.problem for fit in self.fits.values()]
+        if len({problem.observed_digest() for problem in problems}) > 1:
+            but = ", but held out can, for it is of the same rows" if held_out else ""
+            return (
+                "The fits observed different data: their scores cannot be compared"
+                f"{but}."
+            )
+        fair = ["held out favors none"] if held_out else []
+        if self.left_out:
+            fair.insert(0, f"elpd_loo favors none where worst k is below {K_LIMIT}")
+        rest = f"; {', and '.join(fair)}" if fair else ""
+        return (
+            "Compare scores down a column only: log likelihood and log score are of "
+            f"the fitted rows and favor the freer fit{rest}."
+        )
+
+    def _told(self) -> list[str]:
+        """Return sentences about single fits."""
+        told = [
+            f"{name}: {fit.message}"
+            for name, fit in self.fits.items()
+            if fit.status.name != "CONVERGED"
+        ]
+        for name, each in self.left_out.items():
+            bad = int((each.k_rows >= K_LIMIT).sum())
+            if bad:
+                told.append(
+                    f"{name}: elpd_loo is unreliable: {bad} of {len(each.k_rows)} rows "
+                    f"{'has' if bad == 1 else 'have'} Pareto k >= {K_LIMIT}; they are "
+                    "highly influential, or the guide fits poorly; score held-out rows "
+                    "with data= instead"
+                )
+        told += [f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()]
+        return told
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        """Return the tables to print with their titles, their numbers as text."""
+        tables = [("Estimates", _side_by_side(self.estimates))]
+        if len(self.shrinkage.columns):
+            by_site = _by_site(self.fits)
+            means = ", root mean square over each site" if by_site else ""
+            title = f"Moved from {self.reference}{means}"
+            tables.append((title, _side_by_side(self.shrinkage)))
+        scores, run = (printable(self.scores[c]) for c in self._score_columns())
+        return [*tables, ("Scores", scores), ("Fits", run)]
+
+    def _score_columns(self) -> tuple[list[str], list[str]]:
+        scores = [c for c in self.scores.columns if c not in _RUN]
+        return scores, list(_RUN)
+
+
+@undisturbed
+def compare(
+    fits: Mapping[str, Fit], data: Any = None, reference: str | None = None
+) -> Comparison:
+    """Put several fits side by side.
+
+    Parameters
+    ----------
+    fits
+        Name -> fit.
+    data
+        Held-out rows to score the fits on.
+    reference
+        Name of the fit to measure movements from; None takes the first MLE, else
+        the first fit.
+
+    Returns
+    -------
+    Comparison
+        Estimates with their spreads, shrinkage, and scores.
+
+    Raises
+    ------
+    TypeError
+        If `fits` is not a mapping of fits.
+    ValueError
+        If it is empty, `reference` names none of them, or `data` do not suit one.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = {"y": torch.tensor([1.0] * 6 + [0.0] * 4)}
+    >>> fits = {
+    ...     "MLE": probsl.fit(program, heads, probsl.MLE()),
+    ...     "MAP": probsl.fit(program, heads, probsl.MAP()),
+    ... }
+    >>> probsl.compare(fits).estimates["MAP", "estimate"].round(3)
+    p    0.536
+    Name: (MAP, estimate), dtype: float64
+    """
+    import pandas as pd
+
+    if not isinstance(fits, Mapping):
+        raise TypeError(
+            'fits must map names to fits, such as {"MLE": fit}, got '
+            f"{type(fits).__name__}"
+        )
+    if not fits:
+        raise ValueError("fits is empty; give at least one fit to compare")
+    for name, fit in fits.items():
+        if not isinstance(fit, Fit):
+            raise TypeError(f"fits['{name}'] is a {type(fit).__name__}, not a Fit")
+    reference = default_reference(fits) if reference is None else reference
+    if reference not in list(fits):  # whatever it is: a list has no hash
+        known = [str(name) for name in fits]
+        raise ValueError(
+            f"reference '{reference}' names none of the fits ({', '.join(known)})"
+            f"{did_you_mean(str(reference), known)}"
+        )
+    by_site = _by_site(fits)
+    by: Literal["site", "element"] = "site" if by_site else "element"
+    tables = {name: fit.summary(by=by) for name, fit in fits.items()}
+    # The order of the first fit that has a parameter, not the alphabet's.
+    index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
+    estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
+    found = {name: score_fitted_rows(fit) for name, fit in fits.items()}
+    scores = pd.DataFrame({n: _scores(f, found[n], data) for n, f in fits.items()}).T
+    order = [c for c in _ORDER if c in scores]
+    moved = _distances(fits, estimates, reference) if by_site else None
+    return Comparison(
+        fits=dict(fits),
+        reference=reference,
+        estimates=estimates,
+        shrinkage=movements(estimates, reference, moved),
+        scores=scores[order].infer_objects(),
+        left_out={n: f.left_out for n, f in found.items() if f.left_out is not None},
+        notes={n: f.reason for n, f in found.items() if f.reason},
+    )
+
+
+def default_reference(fits: Mapping[str, Fit]) -> str:
+    """Return the name of the first MLE fit, else of the first fit."""
+    unpenalized = (name for name, fit in fits.items() if isinstance(fit.method, MLE))
+    return next(unpenalized, next(iter(fits)))
+
+
+def movements(
+    estimates: pd.DataFrame, reference: str, moved: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return how far each fit moved from the reference.
+
+    Parameters
+    ----------
+    estimates
+        Those of a `Comparison`.
+    reference
+        Name of the fit to measure from.
+    moved
+        How far each other fit moved, if not by the difference of the estimates.
+
+    Returns
+    -------
+    DataFrame
+        The shrinkage of a `Comparison`.
+    """
+    import pandas as pd
+
+    names = list(dict.fromkeys(estimates.columns.get_level_values(0)))
+    spread = estimates[reference, "sd"]
+    for name in names:
+        # A constant has a spread of zero, which measures nothing.
+        spread = spread.where(spread > 0, estimates[name, "sd"])
+    spread = spread.where(spread > 0)
+    columns = {}
+    for name in names:
+        if name != reference:
+            difference = (
+                estimates[name, "estimate"] - estimates[reference, "estimate"]
+                if moved is None
+                else moved[name]
+            )
+            columns[name, "moved"] = difference
+            columns[name, IN_SPREADS] = difference / spread
+    index = pd.MultiIndex.from_tuples(columns, names=None) if columns else None
+    return pd.DataFrame(columns, index=estimates.index, columns=index)
+
+
+def _by_site(fits: Mapping[str, Fit]) -> bool:
+    sizes = [sum(v.numel() for v in fit.point().values()) for fit in fits.values()]
+    return max(sizes) > _ELEMENTS
+
+
+def _distances(
+    fits: Mapping[str, Fit], estimates: pd.DataFrame, reference: str
+) -> pd.DataFrame:
+    """Return the root mean square movement over the elements of each site.
+
+    Means of elements would not do: movements up and down would cancel.
+    """
+    import pandas as pd
+
+    start, columns = fits[reference].point(), {}
+    for name, fit in fits.items():
+        distances = {}
+        rows = fit.summary(by="site").index
+        for label, (site, value) in zip(rows, fit.point().items(), strict=True):
+            if site in start and start[site].shape == value.shape and value.numel():
+                moved = value.double() - start[site].double()
+                distances[label] = float(moved.square().mean().sqrt())
+        columns[name] = pd.Series(distances, dtype=float)
+    return pd.DataFrame(columns).reindex(estimates.index)
+
+
+def _scores(fit: Fit, fitted: FittedRows, data: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"status": fit.status.name}
+    row["log likelihood"] = fit.log_likelihood()
+    row["log score"] = fitted.log_score
+    if data is not None:
+        row[_HELD_OUT] = float(log_score(fit, data).sum())
+    if fitted.left_out is not None:
+        row["elpd_loo"] = fitted.left_out.elpd
+        row["se_loo"] = fitted.left_out.se
+        row["p_loo"] = fitted.left_out.p
+        row["worst k"] = fitted.left_out.worst_k
+    row["steps"] = fit.steps
+    row["seconds"] = fit.seconds
+    return row
+
+
+def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table by fit to print, without intervals and empty columns."""
+    import pandas as pd
+
+    columns = {}
+    for (name, column), values in table.items():
+        if column in COLUMNS[2:] or (column == "sd" and values.isna().all()):
+            continue
+        write = "{:.2f}".format if column == IN_SPREADS else number
+        columns[name, column] = [
+            "" if math.isnan(v) else write(v) for v in values.astype(float)
+        ]
+    return pd.DataFrame(columns, index=table.index)

@@ -1,0 +1,167 @@
+"""What a fit, a method and a posterior have to do with each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from probsl.program.problem import Problem
+
+__all__ = ["Basin", "KnowsDensity", "Method", "Outcome", "Posterior", "Run", "Status"]
+
+
+class Status(Enum):
+    """How a fit ended, and what to do next.
+
+    Examples
+    --------
+    >>> import probsl
+    >>> probsl.Status.INTERRUPTED.value
+    'interrupted by the user; go on from here with start=fit'
+    """
+
+    CONVERGED = "the optimum was found"
+    MAX_STEPS = (
+        "stopped at max_steps before the optimum; raise max_steps, or go on from here "
+        "with start=fit"
+    )
+    STALLED = (
+        "no step improves the objective, and yet the point is not a proven optimum: "
+        "rounding, a kink or a learning rate that died away is in the way; center and "
+        "rescale the data, compute with dtype=torch.float64, give a larger rate, or "
+        "try other starts="
+    )
+    NONFINITE = (
+        "the objective became NaN or infinite; rescale the data, give start= nearer "
+        "to the solution, or a smaller learning rate"
+    )
+    UNIDENTIFIED = (
+        "the data do not determine some combination of parameters, so their estimates "
+        "are arbitrary; drop "
+        "a redundant column or parameter, or keep its prior with MAP or SVI"
+    )
+    UNBOUNDED = (
+        "the objective keeps improving as a parameter goes to infinity, so there is no "
+        "optimum; keep a prior with MAP or SVI, or a prior with less mass there"
+    )
+    BOUNDARY = (
+        "the optimum lies at the edge of a support; Wald standard errors do not hold "
+        "there, so keep a prior that avoids the edge, or use a profile interval"
+    )
+    INTERRUPTED = "interrupted by the user; go on from here with start=fit"
+
+
+class Posterior(Protocol):
+    """Where a fit leaves the latents: a point or a distribution."""
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """Own parameter -> unconstrained value."""
+        ...
+
+    @property
+    def is_point(self) -> bool:
+        """Whether every draw is the same."""
+        ...
+
+    def point(self) -> dict[str, Tensor]:
+        """Return latent site -> one constrained value."""
+        ...
+
+    def draw(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Return latent site -> independent draws ``[count, ...]``."""
+        ...
+
+    def representative_draws(self, count: int) -> dict[str, Tensor]:
+        """Return draws that are evenly spread, for moments and quantiles."""
+        ...
+
+
+@runtime_checkable
+class KnowsDensity(Protocol):
+    """A posterior that knows how probable its own draws are, and ought to be."""
+
+    def log_density(self, count: int, seed: int) -> Tensor:
+        """Return the log density, ``[count]``, of what `draw` returns."""
+        ...
+
+    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the log density that it approximates, at values of the latents."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method is told about the run, beside the problem.
+
+    Attributes
+    ----------
+    seed
+        Seed of every random number.
+    batch_size
+        Rows per step; None for all of them.
+    progress
+        Whether to show a progress bar; None shows one on a terminal.
+    callbacks
+        Called as ``callback(step, loss, parameters)`` after every step, with
+        the flat unconstrained vector; a true answer stops the fit.
+    compile
+        From which first-order step on they are compiled: True is 1, False never, and
+        "auto" once that promises to pay.
+    """
+
+    seed: int = 0
+    batch_size: int | None = None
+    progress: bool | None = None
+    callbacks: tuple[Callable[[int, float, Tensor], Any], ...] = ()
+    compile: Literal["auto"] | int = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Basin:
+    """A place where some of several starts ended.
+
+    Attributes
+    ----------
+    value
+        The objective there, summed over rows.
+    count
+        How many starts ended there.
+    values
+        Latent site or own parameter -> its value.
+    status
+        What kind of end it is; None where it was told from the answer by its height.
+    """
+
+    value: float
+    count: int
+    values: dict[str, Tensor]
+    status: Status | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method returns: posterior, status, and history of the objective."""
+
+    posterior: Posterior
+    status: Status
+    sites: tuple[str, ...]
+    losses: Tensor
+    steps: int
+    note: str = ""
+    compiled_from: int | None = None
+    basins: tuple[Basin, ...] = ()
+
+
+class Method(Protocol):
+    """A way of fitting: a frozen value that turns a problem into an outcome."""
+
+    def run(self, problem: Problem, run: Run) -> Outcome:
+        """Fit the problem; called inside `probsl.isolation.calls.isolated`."""
+        ...

@@ -1,0 +1,191 @@
+"""Arrays as torch can hold them, and the sentences about those that it cannot."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import numbers
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_AS_NUMBERS = "turn it into numbers, for example with pandas: column.astype('category')"
+_AS_TIME = "turn it into numbers, for example days: {} / pandas.Timedelta(days=1)"
+COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_COMPLEX = (torch.complex64, torch.complex128)
+
+
+def is_mapped(value: Any) -> bool:
+    """Return whether an array's numbers are mapped from a file, not in memory."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return isinstance(value, mmap.mmap)
+
+
+def resident(
+    array: Any, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Return an array as a tensor in memory, what floats in it of type `dtype`.
+
+    Parameters
+    ----------
+    array
+        A tensor, or a NumPy array of numbers; what is in memory and of the right type
+        is not copied.
+    dtype
+        The floating type; None leaves it.
+    device
+        Where to; None leaves it.
+    """
+    if not torch.is_tensor(array):
+        kind = array.dtype
+        unsigned = kind.kind == "u" and kind != np.uint8
+        kind = np.dtype(np.int64) if unsigned else kind.newbyteorder("=")
+        held = np.asarray(array, dtype=kind, order="C")
+        array = torch.from_numpy(held.copy() if is_mapped(held) else held)
+    tensor: Tensor = array
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def type_of(array: Any) -> torch.dtype:
+    """Return the type of an array's numbers once they are in a tensor."""
+    return resident(array[:0]).dtype if isinstance(array, np.ndarray) else array.dtype
+
+
+def place(index: Sequence[int]) -> str:
+    """Say where an element of an array is.
+
+    Examples
+    --------
+    >>> from probsl.data.array_kinds import place
+    >>> place((3, 0))
+    'row 3, column 0'
+    """
+    if not index:
+        return "its only value"
+    if len(index) > 2:
+        return f"row {index[0]}, index {list(index[1:])}"
+    return f"row {index[0]}" + "".join(f", column {i}" for i in index[1:])
+
+
+def unmasked(name: str, value: Any) -> Any:
+    """Return the numbers of a NumPy masked array, none of which may be masked.
+
+    Raises
+    ------
+    ValueError
+        Saying how many are, and where the first is.
+    """
+    mask = np.ma.getmaskarray(value)
+    hidden = np.argwhere(mask if mask.dtype.names is None else mask.astype(bool))
+    if len(hidden):
+        raise ValueError(
+            f"argument '{name}' has {several(len(hidden), 'masked value')}, the first "
+            f"in {place(hidden[0].tolist())}; what a mask hides is missing, so drop or "
+            "fill those rows"
+        )
+    return value.data
+
+
+def refuse_dates(name: str, held: str, span: str) -> None:
+    """Refuse dates and time spans, and say how to make numbers of them."""
+    raise TypeError(f"argument '{name}' holds {held}; " + _AS_TIME.format(span))
+
+
+def refuse_kinds(name: str, value: Any) -> None:
+    """Refuse an array of anything but numbers that torch has."""
+    kind = value.dtype.kind
+    if kind == "M":
+        refuse_dates(name, "dates", "(column - column.min())")
+    if kind == "m":
+        refuse_dates(name, "time spans", "column")
+    if kind not in "biufc":
+        _refuse_objects(name, value)
+    if value.dtype.itemsize > {"f": 8, "c": 16}.get(kind, 8):
+        raise TypeError(
+            f"argument '{name}' is of type {value.dtype}, which torch does not have; "
+            f"give {name}.astype({'float' if kind == 'f' else 'complex'})"
+        )
+
+
+def _refuse_objects(name: str, value: Any) -> None:
+    """Say what an array of objects or text holds, by its first entry of that kind."""
+    entries = value.reshape(-1).tolist()
+    refuse_missing(name, np.array([_is_missing(v) for v in entries], dtype=bool))
+    strange = (
+        (i, v)
+        for i, v in enumerate(entries)
+        if not isinstance(v, numbers.Number | np.bool_)
+    )
+    position, first = next(strange, (None, None))
+    if position is None:
+        raise TypeError(
+            f"argument '{name}' holds numbers as Python objects; give it a type of "
+            "numbers, for example with .astype(float)"
+        )
+    where = place([int(i) for i in np.unravel_index(position, value.shape)])
+    if isinstance(first, str | bytes):
+        raise TypeError(
+            f"argument '{name}' holds text, {first!r} in {where}; {_AS_NUMBERS}"
+        )
+    raise TypeError(
+        f"argument '{name}' holds objects, a {type(first).__name__} in {where}; "
+        "give an array of numbers"
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    missing = value is None or value is np.ma.masked
+    return missing or type(value).__name__ in ("NAType", "NaTType")
+
+
+def refuse_missing(name: str, missing: Any) -> None:
+    """Refuse missing values, given which entries are."""
+    if missing.any():
+        raise ValueError(
+            f"argument '{name}' has {several(int(missing.sum()), 'missing value')}, "
+            f"the first in row {int(missing.argmax())}; drop or fill those rows"
+        )
+
+
+def refuse_strange_tensors(name: str, value: Tensor) -> None:
+    """Refuse a tensor that is masked, nested, sparse, without data, or only stored."""
+    if hasattr(value, "get_mask"):
+        raise TypeError(
+            f"argument '{name}' is a {type(value).__name__}, and what a mask hides is "
+            f"missing; give {name}.get_data() without those rows"
+        )
+    if value.is_nested:
+        raise TypeError(
+            f"argument '{name}' is a nested tensor; give a padded one, "
+            f"{name}.to_padded_tensor(0.0), and the lengths as an argument of their own"
+        )
+    if value.layout is not torch.strided:
+        raise TypeError(
+            f"argument '{name}' is a sparse tensor; give a dense one, {name}.to_dense()"
+        )
+    if value.is_meta:
+        raise TypeError(
+            f"argument '{name}' is a tensor on the device 'meta', which holds no "
+            "numbers; give one with data"
+        )
+    if value.dtype not in (*COMPUTED_IN, *_INTEGERS, *UNSIGNED, *_COMPLEX):
+        remedy = "dequantize()" if value.is_quantized else "float()"
+        raise TypeError(
+            f"argument '{name}' is of type {value.dtype}, in which torch does not "
+            f"compute; give {name}.{remedy}"
+        )
+
+
+def several(count: int, what: str) -> str:
+    """Say how many of something there are."""
+    return f"{count} {what}{'s' * (count > 1)}"

@@ -1,0 +1,201 @@
+"""Shuffled rows of arrays, in memory or mapped from disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probsl.data.conversion import is_mapped, resident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# Arrays up to this size are shuffled row by row; of larger ones, whose rows lie far
+# apart in memory, whole blocks are read, and their rows shuffled in a buffer.
+_SMALL_BYTES = 32 << 20
+_BLOCK_BYTES, _BUFFER_BYTES = 16 << 10, 4 << 20
+# What does not fit in memory comes from the disk, which seeks slowly.
+_DISK_BLOCK_BYTES, _DISK_BUFFER_BYTES = 256 << 10, 64 << 20
+# The row weights among the arrays.
+_WEIGHTS = ""
+
+
+class ShuffledRows:
+    """Shuffled rows of arrays in memory or mapped from disk.
+
+    Each epoch visits every row once; a batch may reach over into the next epoch, so
+    that all have one size and every row the same share. The batches do not depend
+    on how many are taken at a time.
+
+    Parameters
+    ----------
+    arrays
+        Row argument -> tensor, or NumPy array that is mapped from disk.
+    size
+        The number of rows.
+    batch_size
+        Rows per batch.
+    seed
+        Seed of the shuffling.
+    weights
+        One weight per row, or None.
+    dtype
+        The type of the floats in the batches; None leaves it.
+
+    Notes
+    -----
+    Rows of large arrays are not drawn one by one: blocks of neighboring rows are
+    taken in shuffled order, some hundreds of them into a buffer, and the rows in the
+    buffer are shuffled. A step then costs what it costs with few rows. Where
+    rows are sorted, a batch is drawn from that many places.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.data.batches import ShuffledRows
+    >>> rows = ShuffledRows({"y": torch.arange(6)}, 6, 2, seed=0)
+    >>> batches, weights = rows.take(3)
+    >>> batches["y"].shape, sorted(batches["y"].flatten().tolist())
+    (torch.Size([3, 2]), [0, 1, 2, 3, 4, 5])
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        size: int,
+        batch_size: int,
+        seed: int,
+        weights: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        self._dtype = dtype
+        self._arrays = {n: _plain(array) for n, array in arrays.items()}
+        if weights is not None:
+            self._arrays[_WEIGHTS] = weights
+        widest = max(_row_bytes(array) for array in self._arrays.values())
+        block, buffer = _shape(widest, widest * size, self._arrays.values())
+        self._size, self._rows = size, max(1, block // widest)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        # Rows are gathered out of these, in this order, from this place in it on.
+        self._held = self._arrays
+        self._order = torch.zeros(0, dtype=torch.long, device="cpu")
+        self._next = 0
+        if self._rows > 1:
+            blocks = max(2, buffer // (widest * self._rows))
+            self._held = {
+                name: _empty_like(array, blocks * self._rows)
+                for name, array in self._arrays.items()
+            }
+            self._many = blocks
+            self._blocks = torch.zeros(0, dtype=torch.long, device="cpu")
+
+    def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the next batches, see `probsl.data.batches.Blocks`."""
+        wanted = steps * self.batch_size
+        parts: list[dict[str, Tensor]] = []
+        while wanted:
+            if self._next == len(self._order):
+                self._begin()
+            index = self._order[self._next : self._next + wanted]
+            self._next += len(index)
+            wanted -= len(index)
+            parts.append({n: self._gather(a, index) for n, a in self._held.items()})
+        shape = (steps, self.batch_size)
+        rows = {
+            name: _end_to_end([part[name] for part in parts]).unflatten(0, shape)
+            for name in self._arrays
+        }
+        return rows, rows.pop(_WEIGHTS, None)
+
+    def _gather(self, array: Any, index: Tensor) -> Tensor:
+        if torch.is_tensor(array):
+            return resident(array.index_select(0, index.to(array.device)), self._dtype)
+        return resident(array.take(index.numpy(), axis=0), self._dtype)
+
+    def _begin(self) -> None:
+        """Begin an epoch, or the next blocks of it, in a new order."""
+        count = self._size if self._rows == 1 else self._fill()
+        self._order = torch.randperm(count, generator=self._generator, device="cpu")
+        self._next = 0
+
+    def _fill(self) -> int:
+        """Read the next blocks of the epoch into the buffer; return how many rows."""
+        rows, whole = self._rows, self._size // self._rows
+        if not len(self._blocks):
+            blocks = math.ceil(self._size / rows)
+            self._blocks = torch.randperm(
+                blocks, generator=self._generator, device="cpu"
+            )
+        chosen, self._blocks = self._blocks[: self._many], self._blocks[self._many :]
+        full = chosen[chosen < whole]
+        # The last block of the arrays is shorter than the others.
+        rest = self._size - whole * rows if len(full) < len(chosen) else 0
+        for name, array in self._arrays.items():
+            held = self._held[name]
+            _copy_blocks(array, full, held[: len(full) * rows], rows)
+            if rest:
+                tail = array[whole * rows :]
+                held[len(full) * rows : len(full) * rows + rest] = tail
+        return len(full) * rows + rest
+
+
+def _copy_blocks(array: Any, chosen: Tensor, into: Any, rows: int) -> None:
+    """Copy blocks of neighboring rows, at once where they lie together."""
+    if not _contiguous(array):
+        index = (chosen[:, None] * rows + torch.arange(rows, device="cpu")).flatten()
+        into[:] = array[index if torch.is_tensor(array) else index.numpy()]
+        return
+    whole = len(array) // rows
+    blocks = array[: whole * rows].reshape(whole, rows, *array.shape[1:])
+    into = into.reshape(len(chosen), rows, *array.shape[1:])
+    if torch.is_tensor(array):
+        torch.index_select(blocks, 0, chosen.to(array.device), out=into)
+    else:
+        # Any other mode than the default writes straight into the buffer.
+        np.take(blocks, chosen.numpy(), axis=0, out=into, mode="clip")
+
+
+def _empty_like(array: Any, count: int) -> Any:
+    """Return room for as many rows of the same kind."""
+    shape = (count, *array.shape[1:])
+    if torch.is_tensor(array):
+        return array.new_empty(shape)
+    return np.empty(shape, dtype=array.dtype)
+
+
+def _shape(widest: int, total: int, arrays: Iterable[Any]) -> tuple[int, int]:
+    """Return the bytes of a block, and of a buffer of blocks."""
+    if total <= _SMALL_BYTES:
+        return widest, _BUFFER_BYTES
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if any(is_mapped(array) for array in arrays) and 2 * total > memory:
+        return _DISK_BLOCK_BYTES, _DISK_BUFFER_BYTES
+    return _BLOCK_BYTES, _BUFFER_BYTES
+
+
+def _plain(array: Any) -> Any:
+    """Return a mapped array without what its own class adds to every index."""
+    return array if torch.is_tensor(array) else array.view(np.ndarray)
+
+
+def _row_bytes(array: Any) -> int:
+    width: int = math.prod(array.shape[1:])
+    item: int = array.element_size() if torch.is_tensor(array) else array.itemsize
+    return max(1, width * item)
+
+
+def _contiguous(array: Any) -> bool:
+    if torch.is_tensor(array):
+        return bool(array.is_contiguous())
+    return bool(array.flags.c_contiguous)
+
+
+def _end_to_end(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,1 @@
+"""Draws from a fit: predictions, scores and summaries."""

@@ -1,0 +1,1 @@
+"""Graphs and compiled code of steps."""

@@ -1,0 +1,258 @@
+"""One run of a function of tensors, as a graph: cleaned, and checked against eager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import map_arg
+
+from probsl.engine.compile.agreement import agree, value_at
+from probsl.engine.compile.obstacles import CaptureError
+from probsl.engine.compile.reading import Reading, reason_without_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.fx import GraphModule, Node
+
+# What is computed from constants is kept as a constant, up to this many elements.
+_FOLDED_ELEMENTS = 10_000_000
+_INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A function of tensors as a graph of torch operations.
+
+    Attributes
+    ----------
+    graph
+        Takes the function's arguments, then `constants`; returns a tuple.
+    constants
+        The tensors that the function used beside its arguments. They are inputs of
+        the graph, so that other data of the same shapes can take their place.
+    """
+
+    graph: GraphModule
+    constants: tuple[Tensor, ...]
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph as it is, operation by operation."""
+        result: tuple[Tensor, ...] = self.graph(*arguments, *self.constants)
+        return result
+
+    @property
+    def key(self) -> tuple[str, tuple[Any, ...]]:
+        """What tells graphs apart whose constants may differ."""
+        shapes = tuple((tuple(c.shape), c.dtype, c.device) for c in self.constants)
+        return self.graph.code, shapes
+
+
+def capture(
+    function: Callable[..., tuple[Tensor, ...]],
+    examples: Sequence[Sequence[Tensor]],
+    *,
+    compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] = tuple,
+) -> Capture:
+    """Run a function once and keep what it did as a graph.
+
+    Parameters
+    ----------
+    function
+        Maps tensors to a tuple of tensors, without other effects.
+    examples
+        Several lists of arguments of the same shapes. The first is run; at all of
+        them the graph must give what the function gives, or it took a path through
+        Python that other values do not take.
+    compared
+        Picks the results to compare; by default all of them.
+
+    Raises
+    ------
+    CaptureError
+        If the function cannot be run symbolically, or the graph does not agree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.engine.compile.capture import capture
+    >>> scale = torch.tensor([3.0])
+    >>> points = [[torch.tensor([v])] for v in (1.0, 2.0)]
+    >>> captured = capture(lambda x: (x * scale.log(),), points)
+    >>> [node.target.__name__ for node in captured.graph.graph.nodes
+    ...  if node.op == "call_function"]
+    ['mul.Tensor']
+    >>> len(captured.constants)
+    1
+    """
+    graph, read = _recorded(function, examples[0])
+    _fold(graph)
+    _number_masks(graph)
+    captured = Capture(graph, _lift(graph))
+    for arguments in examples:
+        expected = compared(function(*arguments))
+        found = value_at(captured, arguments)
+        if found is None and not all(bool(e.isfinite().all()) for e in expected):
+            continue
+        if found is None or not agree(compared(found), expected):
+            raise CaptureError(
+                read
+                or "the operations of the program change with the values of its "
+                "latents, or it draws random numbers of its own"
+            )
+    return captured
+
+
+def _recorded(
+    function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]
+) -> tuple[GraphModule, str]:
+    """Return the graph of one run, and what it read in silence, in words."""
+    # Not a public name of torch: where it is missing the steps are as they were.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    reading = Reading()
+
+    def read(*given: Tensor) -> tuple[Tensor, ...]:
+        with reading:
+            return function(*given)
+
+    try:
+        traced = make_fx(read)(*arguments)
+    except Exception as error:
+        reason = reason_without_graph(error)
+        if not reason:  # torch failed, not the program
+            raise
+        raise CaptureError(reason) from error
+    # Compilers, and the folding below, take it that nothing is written in place.
+    return (
+        make_fx(torch.func.functionalize(traced, remove="mutations"))(*arguments),
+        reading.silent,
+    )
+
+
+def _fold(graph: GraphModule) -> None:
+    """Compute once what depends on constants alone, and drop what is not used.
+
+    Views are left to the compiler: a copy would hold the same data twice.
+    """
+    graph.graph.eliminate_dead_code()
+    constants: dict[Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(graph, str(node.target))
+            if torch.is_tensor(value):
+                constants[node] = value
+            continue
+        computed = _value_of(node, constants)
+        if computed is None:
+            continue
+        constants[node] = computed
+        name = f"_folded_{len(constants)}"
+        graph.register_buffer(name, computed)
+        with graph.graph.inserting_before(node):
+            replacement = graph.graph.get_attr(name)
+        constants[replacement] = computed
+        node.replace_all_uses_with(replacement)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _value_of(node: Node, constants: dict[Node, Any]) -> Tensor | None:
+    """Return what a node computes from constants alone, if it is worth keeping."""
+    result = _computed(node, constants)
+    if not torch.is_tensor(result) or result.numel() > _FOLDED_ELEMENTS:
+        return None
+    held = [constants[parent] for parent in node.all_input_nodes]
+    if not any(_same_storage(result, value) for value in held):
+        return result
+    return result.clone() if result.numel() == 1 else None
+
+
+def _computed(node: Node, constants: dict[Node, Any]) -> Any:
+    """Return what a node computes, and None where that is not from constants alone."""
+    tags = getattr(node.target, "tags", ())
+    if (
+        node.op != "call_function"
+        or torch.Tag.nondeterministic_seeded in tags
+        or any(parent not in constants for parent in node.all_input_nodes)
+    ):
+        return None
+
+    def real(argument: Any) -> Any:
+        return constants.get(argument, argument)
+
+    values, options = map_arg(node.args, real), map_arg(node.kwargs, real)
+    return node.target(*values, **options)  # type: ignore[operator]
+
+
+def _number_masks(graph: GraphModule) -> None:
+    """Index by the places where a constant mask is true, in the place of the mask.
+
+    How many elements a mask picks only its values tell: no loop can be compiled that
+    picks them.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target not in _INDEXED:
+            continue
+        indices: list[Any] = []
+        for index in node.args[1]:
+            mask = None if index is None else _constant(index, graph)
+            if mask is None or mask.dtype is not torch.bool:
+                indices.append(index)
+                continue
+            for axis, places in enumerate(mask.nonzero(as_tuple=True)):
+                name = f"_{node.name}_{len(indices)}_{axis}"
+                graph.register_buffer(name, places)
+                with graph.graph.inserting_before(node):
+                    indices.append(graph.graph.get_attr(name))
+        node.args = (node.args[0], indices, *node.args[2:])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _constant(node: Node, graph: GraphModule) -> Any:
+    """Return the value of a node that no input of the graph comes into, else None."""
+    needed, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - needed
+        needed |= new
+        waiting += new
+    if any(one.op == "placeholder" for one in needed):
+        return None
+    known: dict[Node, Any] = {}
+    for one in graph.graph.nodes:
+        if one in needed and one.op == "get_attr":
+            known[one] = getattr(graph, str(one.target))
+        elif one in needed:
+            known[one] = _computed(one, known)
+    return known[node]
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _lift(graph: GraphModule) -> tuple[Tensor, ...]:
+    """Turn the constants of a graph into inputs, and return them."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    lifted: dict[int, Node] = {}
+    constants: list[Tensor] = []
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, str(node.target))
+        if not torch.is_tensor(value):
+            continue
+        if id(value) not in lifted:
+            with graph.graph.inserting_after(inputs[-1]):
+                inputs.append(graph.graph.placeholder(f"constant_{len(constants)}"))
+            lifted[id(value)] = inputs[-1]
+            constants.append(value.detach())
+        node.replace_all_uses_with(lifted[id(value)])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return tuple(constants)

@@ -1,0 +1,164 @@
+"""Graphs compiled by torch's inductor, once for all fits that share them."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probsl.engine.compile.small_matrices import drop_checks, written_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from probsl.engine.compile.capture import Capture
+
+# Graph and shapes -> what was compiled of them, in this process.
+_COMPILED: dict[Any, Any] = {}
+# A matrix copied column by column may take this many elements.
+_COPIED_ELEMENTS = 20_000_000
+
+
+def compiled(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> Any:
+    """Compile a graph, or find it compiled.
+
+    The graph goes straight to inductor's last stage: there is nothing for dynamo to
+    analyze in it and nothing for autograd to record, and no guards are checked when
+    it is called. Inductor keeps its own cache on disk across processes.
+
+    Parameters
+    ----------
+    captured
+        The graph.
+    arguments
+        The function's arguments, as those of every later call.
+    constants
+        Its `laid_out` constants, as those of every later call.
+
+    Returns
+    -------
+    callable
+        Takes one list, the arguments and constants, which it empties; returns the
+        results.
+    """
+    key = _key(captured, arguments, constants)
+    if key in _COMPILED:
+        return _COMPILED[key]
+    inputs = [*arguments, *constants]
+    graphed = all(t.is_cuda for t in inputs)
+    fixed = range(len(arguments), len(inputs)) if graphed else None
+    _COMPILED[key] = code = _compile(captured.graph, inputs, fixed)
+    if graphed:
+        forget_with(constants, key)
+    return code
+
+
+def forget_with(constants: Sequence[Tensor], key: Any) -> None:
+    """Let go of compiled code as soon as one of its constants is gone.
+
+    The address of a tensor says which one it is only as long as it is there; and a
+    graph of the device holds memory, which the next fit would take once more.
+    """
+    for constant in constants:
+        weakref.finalize(constant, _COMPILED.pop, key, None).atexit = False
+
+
+def is_compiled(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> bool:
+    """Return whether `compiled` would find the code in this process."""
+    return _key(captured, arguments, constants) in _COMPILED
+
+
+def _key(
+    captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
+) -> tuple[Any, ...]:
+    """Return what tells apart the graphs that need code of their own."""
+    inputs = [*arguments, *constants]
+    shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
+    key = (captured.key, shapes, torch.get_num_threads())
+    if all(t.is_cuda for t in inputs):
+        # A graph of the device reads its constants where they are.
+        return (*key, tuple(t.data_ptr() for t in constants))
+    return key
+
+
+def laid_out(constants: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return constants in the order in which compiled loops read them fastest.
+
+    A product of a tall matrix with a vector becomes a loop over its rows, which is
+    vectorized if each column lies in one piece. Single numbers, which torch lets be on
+    the CPU, go to the device: no graph of it can read them elsewhere.
+    """
+    constants = [c if c.dim() else c.to(device) for c in constants]
+    return [
+        c.t().contiguous().t()
+        if c.dim() == 2
+        and c.shape[0] > c.shape[1] > 1
+        and c.is_floating_point()
+        and c.numel() <= _COPIED_ELEMENTS
+        else c.contiguous()
+        for c in constants
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep inductor's warnings about itself from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _compile(
+    graph: Callable[..., Any], inputs: Sequence[Tensor], fixed: Sequence[int] | None
+) -> Any:
+    """Compile a graph; to a CUDA graph where `fixed` says which inputs stay."""
+    with _quiet():
+        # None of these is a public name of torch; where one is missing, or works in
+        # another way, whoever asks for compiled code goes on without.
+        from torch._guards import TracingContext, tracing
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.decomposition import select_decomp_table
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+        with tracing(TracingContext(mode)), mode, torch.no_grad():
+            table = select_decomp_table()
+            if fixed is None:
+                table = written_out(table)
+            lowered = make_fx(graph, decomposition_table=table)(*fakes)
+            drop_checks(lowered)
+            lowered.graph.eliminate_dead_code()
+            lowered.recompile()
+            if fixed is None:
+                return compile_fx_inner(lowered, fakes)
+            from torch._inductor import config
+            from torch._inductor.cudagraph_utils import BoxedDeviceIndex
+
+            # Forward code would wait for a backward pass before it runs anew.
+            with config.patch({"triton.cudagraphs": True}):
+                code = compile_fx_inner(
+                    lowered,
+                    fakes,
+                    static_input_idxs=tuple(fixed),
+                    is_inference=True,
+                    boxed_forward_device_index=BoxedDeviceIndex(None),
+                )
+        return partial(_launch, code)
+
+
+def _launch(code: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Run a CUDA graph, and copy its results, which its next run overwrites."""
+    torch.compiler.cudagraph_mark_step_begin()
+    return [result.clone() for result in code(inputs)]

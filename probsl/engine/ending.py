@@ -1,0 +1,15 @@
+"""How a search ends."""
+
+from enum import Enum
+
+
+class Ending(Enum):
+    """The kinds of end that a search may come to."""
+
+    CONVERGED = "The point is a minimum: no step worth taking is left."
+    MAX_STEPS = "The steps ran out."
+    STALLED = "No further decrease was found, but the point is no smooth minimum."
+    NONFINITE = "The objective or a derivative is not finite at the point."
+    UNIDENTIFIED = "The point is a minimum, and so are others on a line through it."
+    UNBOUNDED = "There is no minimum: coordinates run off to infinity."
+    INTERRUPTED = "The callback or a keyboard interrupt stopped the search."

@@ -1,0 +1,368 @@
+"""The state of a running minimization, and the tests that classify its end."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.curvature import curvature_scale
+from probsl.engine.minimize.minimum import Minimum, Verdict
+from probsl.engine.minimize.rounding import (
+    LEVEL,
+    ON_THE_WAY,
+    SMALL,
+    explained,
+    rounding_at,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from probsl.engine.minimize.landscape import Landscape
+
+__all__ = ["Descent"]
+
+# Further than this on a log scale, e^20 = 5e8, and a density has left what data show.
+FAR_ON_LOG_SCALE = 20.0
+# No units of measurement make a density so much narrower than it was at the start.
+NARROWEST = 1e-20
+# A step of this share of a coordinate's unit, worth nothing, is no rounding.
+LONG_SHARE = 5e-3
+# Distances, in units of the coordinates, at which influence is looked for.
+ELSEWHERE = (0.1, -1.0)
+
+
+class Descent:
+    """Where a minimization stands, what it saw there, and how it came.
+
+    Parameters
+    ----------
+    landscape
+        The objective.
+    start
+        Where to begin [d].
+    tolerance, max_steps, callback
+        As in `probsl.engine.minimize.minimize.minimize`.
+
+    Attributes
+    ----------
+    start
+        Where it began [d].
+    x, value, gradient
+        The last accepted point [d], the objective there with its penalty, and the
+        gradient [d] without. Accepted points never rise by more than rounding, so the
+        last one is the best.
+    hessian
+        Hessian [d, d] at ``x``, or None where it was not formed.
+    losses
+        Objective at the start and after each step.
+    unit
+        Distance [d] over which each coordinate mattered at the start.
+    influential
+        Indices of the coordinates that change the objective at all.
+    travel
+        How far each coordinate [d] has come since it last turned back.
+    wary
+        Whether rounding has misled the search, so that it looks more closely.
+    """
+
+    def __init__(
+        self,
+        landscape: Landscape,
+        start: Tensor,
+        *,
+        tolerance: float | None,
+        max_steps: int,
+        callback: Callable[[int, float, Tensor], bool | None] | None,
+    ) -> None:
+        self.landscape = landscape
+        self.start = start.detach()
+        self.x = self.start.clone()
+        self.value = math.nan
+        self.gradient = torch.full_like(self.x, math.nan)
+        self.hessian: NDArray[np.float64] | None = None
+        self.losses: list[float] = []
+        self.unit = self.x.abs().clamp(min=1.0)
+        self.influential = np.arange(len(start))
+        self.travel = torch.zeros_like(self.x)
+        self._steady = torch.zeros_like(self.x, dtype=torch.bool)
+        self.precision = torch.finfo(start.dtype).eps
+        # In units of the objective, a mean over rows: far below what data can tell
+        # (2e-12 in float64), far above the rounding error of a decrement.
+        self.resolution = self.precision**0.75
+        self.tolerance = self.resolution if tolerance is None else tolerance
+        # The decrement lets a step along a curvature c be sqrt(2 tolerance / c) long.
+        # Where the curvature is weak that is wide; there the step has to be small, too.
+        self.step_tolerance = self.precision**0.25
+        self._rounding, self._heard = 0.0, 0
+        self.kinks = 0
+        self.wary = False
+        self._max_steps = max_steps
+        self._callback = callback
+
+    @property
+    def spent(self) -> bool:
+        """Whether no step is left."""
+        return len(self.losses) > self._max_steps
+
+    @property
+    def noise(self) -> float:
+        """How large a difference of the objective rounding alone can make."""
+        return max(10 * self.precision * max(1.0, abs(self.value)), self._rounding)
+
+    def begin(self) -> Verdict | None:
+        """Evaluate the start."""
+        self.value, self.gradient = self.landscape.slope(self.x)
+        self.losses.append(self.value)
+        if is_finite(self.value, self.gradient):
+            return None
+        return Verdict(Ending.NONFINITE, indices(~self.gradient.isfinite()))
+
+    def measure(self, *, exact: bool) -> None:
+        """Find the unit of each coordinate, and those without any influence."""
+        if exact:
+            self.hessian = self.landscape.hessian(self.x)
+            self.unit = self.tensor(
+                curvature_scale(np.diag(self.hessian), array(self.x))
+            )
+        idle = self.flat_here()
+        if idle.any():
+            idle &= self.flat_elsewhere()
+            self.influential = np.flatnonzero((~idle).cpu().numpy())
+
+    def noticed(self) -> bool:
+        """Look for influence that could not be seen so far; say whether there is any.
+
+        A coordinate may matter only once others have moved.
+        """
+        if len(self.influential) == len(self.x):
+            return False
+        flat = self.flat_here() & self.flat_elsewhere()
+        flat[torch.from_numpy(self.influential).to(flat.device)] = False
+        before = len(self.influential)
+        self.influential = np.flatnonzero((~flat).cpu().numpy())
+        return len(self.influential) > before
+
+    def flat_here(self) -> Tensor:
+        """Return whether each coordinate [d] changes nothing here."""
+        flat = self.gradient == 0
+        if self.hessian is not None:
+            flat &= torch.from_numpy(~self.hessian.any(axis=1)).to(flat.device)
+        if self.landscape.l1 is not None:
+            flat &= self.landscape.l1[1] == 0
+        return flat
+
+    def flat_elsewhere(self) -> Tensor:
+        """Return whether each coordinate [d] has no slope at other places either.
+
+        Flat at one point, such as a saddle, is not yet without influence.
+        """
+        flat = torch.ones_like(self.x, dtype=torch.bool)
+        angles = torch.arange(len(self.x), dtype=self.x.dtype, device=self.x.device)
+        for reach in ELSEWHERE:
+            value, gradient = self.landscape.slope(
+                self.x + reach * self.unit * angles.cos()
+            )
+            if is_finite(value, gradient):
+                flat &= gradient == 0
+        return flat
+
+    def accept(self, x: Tensor, value: float, gradient: Tensor) -> None:
+        """Make a step, and tell the callback."""
+        move, change = x - self.x, gradient - self.gradient
+        onward = move * self.travel >= -0.1 * self.travel**2
+        self.travel = torch.where(onward, self.travel, 0.0) + move
+        same_slope = change.abs() <= 1e-6 * gradient.abs()
+        self._steady = same_slope & (move.abs() > 0.1 * self.travel.abs())
+        self.x, self.value, self.gradient, self.hessian = x, value, gradient, None
+        if len(self.influential) < len(x):
+            moved = np.flatnonzero(array(gradient))
+            self.influential = np.union1d(self.influential, moved)
+        self.losses.append(value)
+        if self._callback and self._callback(len(self.losses) - 1, value, x.clone()):
+            raise KeyboardInterrupt  # one case: somebody has seen enough
+
+    def listen(self) -> None:
+        """Measure what rounding does to the objective here."""
+        if self._heard == len(self.losses):
+            return
+        self._heard = len(self.losses)
+        here = (self.x, self.value, self.gradient)
+        rounding = rounding_at(self.landscape, here, self.unit, count=6)
+        if math.isfinite(rounding):
+            self._rounding = max(self._rounding, rounding)
+
+    def rounding_here(self, unit: Tensor) -> float:
+        """Return what rounding does here, whatever it did on the way.
+
+        Parameters
+        ----------
+        unit
+            Distance [d] over which each coordinate matters here.
+        """
+        self._heard = len(self.losses)
+        here = (self.x, self.value, self.gradient)
+        enough = self.resolution
+        rounding = rounding_at(self.landscape, here, unit, count=4, enough=enough)
+        if not rounding <= enough:  # then look more closely
+            rounding = rounding_at(self.landscape, here, unit, count=6, enough=enough)
+        self._rounding = rounding if math.isfinite(rounding) else 0.0
+        return self.noise
+
+    def rounding_near(
+        self, x: Tensor, value: float, gradient: Tensor, unit: Tensor
+    ) -> float:
+        """Return what rounding does to the objective near another point [d]."""
+        measured = rounding_at(
+            self.landscape,
+            (x, value, gradient),
+            unit,
+            count=6,
+            enough=self.resolution,
+        )
+        return max(10 * self.precision * max(1.0, abs(value)), measured)
+
+    def reach(self) -> NDArray[np.float64]:
+        """Return how far a step of each coordinate [d] may well go.
+
+        That is its unit, or where it is larger its size.
+        """
+        return np.maximum(array(self.unit), np.abs(array(self.x)))
+
+    def believes(
+        self, x: Tensor, value: float, gradient: Tensor, *, careful: bool = False
+    ) -> bool:
+        """Whether a lower point [d] is lower by more than rounding.
+
+        Parameters
+        ----------
+        x, value, gradient
+            The point [d], the objective and its gradient [d] there.
+        careful
+            Whether to look even if the slopes at both ends explain the drop.
+        """
+        drop = self.value - value
+        if drop <= max(self.noise, self.resolution):
+            return True
+        step = x - self.x
+        level = self.landscape.penalty(self.x) - self.landscape.penalty(x)
+        before, after = float(self.gradient @ step), float(gradient @ step)
+        known = explained(drop - level, before, after)
+        if known and not careful:
+            return True
+        unit = torch.minimum(self.unit, step.abs())
+        count = 6 if self.wary else 2 if known else 4
+        places = [(x, value, gradient)]
+        if not known and abs(after) <= LEVEL * abs(before):
+            between = [self.x + share * step for share in ON_THE_WAY]
+            places += [(place, *self.landscape.slope(place)) for place in between]
+        enough = SMALL * drop
+        return all(
+            rounding_at(self.landscape, place, unit, count=count, enough=enough)
+            <= enough
+            for place in places
+        )
+
+    def flat_tail(self, loose: Tensor | None = None) -> Verdict | None:
+        """Return UNBOUNDED where coordinates that mattered matter no more, far away.
+
+        Parameters
+        ----------
+        loose
+            Whether each coordinate [d] is still to move, where rounding hides what that
+            is worth. These need not have flat_tail to nothing, only far enough.
+        """
+        if self.hessian is None:
+            return None
+        travel = self.travel.abs()
+        ran = (travel > 5 * self.unit) | (travel > FAR_ON_LOG_SCALE)
+        limit = max(self.precision, self._rounding)
+        bend = self.tensor(np.diag(self.hessian))
+        if loose is not None:
+            ran &= loose | (bend <= 0)
+            limit = math.sqrt(self.noise)
+        ran &= bend.abs() * travel**2 <= limit
+        if not bool(ran.any()):
+            return None
+        return Verdict(Ending.UNBOUNDED, indices(ran), flattening=True)
+
+    def unbounded(self) -> Verdict | None:
+        """Return UNBOUNDED where the objective visibly falls without bound.
+
+        Either a coordinate has run very far down one and the same slope. Or the
+        objective has become a spike, narrower than data can be precise, while a
+        coordinate that is free to move (the log of its width) went on and on.
+        """
+        far = self._steady & self._downhill()
+        far &= self.travel.abs() > self.precision**-0.8
+        if bool(far.any()):
+            return Verdict(Ending.UNBOUNDED, indices(far))
+        if self.hessian is None:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            width = self.tensor(1 / np.sqrt(np.diag(self.hessian)))
+        travel = self.travel.abs()
+        narrow = width < self.precision**0.8 * self.x.abs()
+        narrow |= width < NARROWEST * self.unit
+        ran = (
+            bool(narrow.any()) & (travel > FAR_ON_LOG_SCALE) & ~(width <= 1e-3 * travel)
+        )
+        return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
+
+    def ends_at_nonfinite(self) -> Verdict | None:
+        """Return UNBOUNDED where a long fall ends only because numbers do."""
+        ran = self._downhill() & (self.travel.abs() > FAR_ON_LOG_SCALE)
+        if self.hessian is not None:
+            bend = self.tensor(np.abs(np.diag(self.hessian)))
+            if bool(bend.isfinite().all()):
+                ran &= bend <= self.gradient.abs()
+        return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
+
+    def _downhill(self) -> Tensor:
+        """Return whether each coordinate [d] still goes on down, and steeply."""
+        steep = self.gradient.abs() > self.tolerance
+        return steep & (self.gradient * self.travel < 0)
+
+    def tensor(self, values: NDArray[np.float64]) -> Tensor:
+        """Return an array as a tensor like ``x``."""
+        # A copy, for a diagonal is read-only.
+        return torch.tensor(values, device="cpu").to(self.x)
+
+    def minimum(self, verdict: Verdict) -> Minimum:
+        """Return where the walk ended."""
+        null = verdict.null_space
+        return Minimum(
+            x=self.x,
+            value=self.value,
+            hessian=None if self.hessian is None else self.tensor(self.hessian),
+            losses=tuple(self.losses),
+            steps=max(0, len(self.losses) - 1),
+            ending=verdict.ending,
+            coordinates=verdict.coordinates,
+            flattening=verdict.flattening,
+            null_space=None if null is None else self.tensor(null),
+            hidden=verdict.hidden,
+        )
+
+
+def is_finite(value: float, gradient: Tensor) -> bool:
+    """Return whether the objective and all its slopes are numbers."""
+    return math.isfinite(value) and bool(gradient.isfinite().all())
+
+
+def indices(mask: Tensor) -> tuple[int, ...]:
+    """Return the indices at which a mask [d] is true."""
+    return tuple(mask.nonzero().flatten().tolist())
+
+
+def array(tensor: Tensor) -> NDArray[np.float64]:
+    """Return a tensor as a float64 array."""
+    values: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+    return values

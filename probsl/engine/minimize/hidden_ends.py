@@ -1,0 +1,172 @@
+"""Ends that rounding hides: a minimum, a tail, or what these numbers cannot resolve.
+
+Where rounding makes larger differences than a search looks for, slope and curvature
+at a point prove nothing: noise has minima everywhere. What is visible from farther away
+decides. A minimum rises on both sides; a tail rises on one side alone, and beyond it
+nothing is gained or lost that could be told from rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.descent import array, indices, is_finite
+from probsl.engine.minimize.minimum import Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from probsl.engine.minimize.descent import Descent
+    from probsl.engine.minimize.trust_region import Model
+
+    Array = NDArray[np.float64]
+
+__all__ = ["hidden_end", "weak_directions"]
+
+# Rounding that is so many times what a search looks for may hide an end.
+VISIBLE = 10
+# How far is looked, in shares of the size of the coordinates.
+REACHES = (0.03, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+# How many times rounding a rise must be where rounding is loud.
+LOUD = 100
+# A tail falls less than this, per row, where it is as long as the way to it.
+STEEP = 0.1
+# Share of a rise that the slope at its end must account for.
+CLIMB = 0.1
+# How often a point beside a curved valley is led back to its floor.
+CORRECTIONS = 4
+# Share of a direction that a coordinate must hold to be named.
+NAMED = 0.3
+# Directions are one if the cosine between them is as large.
+SAME = 0.9
+
+
+class Place(NamedTuple):
+    """A point [d] with its value, and how much of that may be rounding."""
+
+    x: Tensor
+    value: float
+    gradient: Tensor
+    rounding: float
+
+
+def hidden_end(descent: Descent, model: Model) -> Verdict | None:
+    """Judge an end where rounding is larger than what the search looks for.
+
+    Parameters
+    ----------
+    descent
+        Where it ended. It may be left for a place nearby that is known better.
+    model
+        The model there.
+
+    Returns
+    -------
+    Verdict or None
+        None where rounding hides nothing, or a minimum can be seen in spite of it.
+    """
+    unit = np.minimum(model.width, array(descent.unit))
+    rounding = descent.rounding_here(descent.tensor(unit))
+    if rounding <= VISIBLE * descent.resolution:
+        return None
+    here = Place(descent.x, descent.value, descent.gradient, rounding)
+    for direction in weak_directions(descent, model):
+        sides = [_side(descent, model, here, s * direction) for s in (1.0, -1.0)]
+        rises = [rise for rise, _ in sides]
+        if None in rises:
+            return None  # a way down that is plain to see is not hidden
+        if all(rises):
+            continue
+        steep = abs(float(array(descent.gradient) @ direction)) > STEEP
+        if any(rises) and rounding <= descent.step_tolerance and not steep:
+            _go_to_surest(descent, here, [p for _, seen in sides for p in seen[:-1]])
+            share = abs(direction) / descent.reach()
+            named = indices(descent.tensor(share) > NAMED * share.max())
+            return Verdict(Ending.UNBOUNDED, named, flattening=True, hidden=True)
+        fallen = descent.ends_at_nonfinite()
+        _go_to_surest(descent, here, [p for _, seen in sides for p in seen])
+        return fallen or Verdict(Ending.STALLED, hidden=True)
+    return None
+
+
+def _go_to_surest(descent: Descent, here: Place, places: list[Place]) -> None:
+    """Go to the place that is surely the lowest."""
+    best = min([here, *places], key=lambda place: place.value + place.rounding)
+    if best is not here and not descent.spent:
+        descent.accept(best.x, best.value, best.gradient)
+
+
+def weak_directions(descent: Descent, model: Model) -> list[Array]:
+    """Return the directions [d] along which rounding may hide most.
+
+    The one of the least curvature, and Newton's, as long as coordinates are large.
+    """
+    assert descent.hessian is not None
+    free, reach = descent.influential, descent.reach()
+    scaled = descent.hessian[np.ix_(free, free)] * reach[free] * reach[free][:, None]
+    weakest = np.zeros(len(reach))
+    weakest[free] = np.linalg.eigh(scaled)[1][:, 0]
+    found = [weakest]
+    newton = model.newton / reach
+    length = float(np.linalg.norm(newton))
+    if 0 < length < math.inf and abs(newton @ weakest) < SAME * length:
+        found.append(newton / length)
+    return [reach * direction for direction in found]
+
+
+def _on_the_floor(
+    descent: Descent, model: Model, point: tuple[Tensor, float, Tensor]
+) -> tuple[Tensor, float, Tensor]:
+    """Return a point brought down to the floor of a curved valley, if there is one."""
+    for _ in range(CORRECTIONS):
+        lower = model.corrected(point[0], point[2])
+        if lower is None:
+            break
+        corrected = (lower, *descent.landscape.slope(lower))
+        if not (corrected[1] < point[1] and is_finite(*corrected[1:])):
+            break
+        point = corrected
+    return point
+
+
+def _side(
+    descent: Descent, model: Model, here: Place, direction: Array
+) -> tuple[bool | None, list[Place]]:
+    """Return whether the objective visibly rises on one side, and the places seen.
+
+    None: it visibly falls.
+    """
+    places: list[Place] = []
+    loudest = here.rounding
+    unit = descent.tensor(np.minimum(model.width, array(descent.unit)))
+    for reach in REACHES:
+        x = descent.x + descent.tensor(reach * direction)
+        value, gradient = descent.landscape.slope(x)
+        if not is_finite(value, gradient):
+            return True, places
+        x, value, gradient = _on_the_floor(descent, model, (x, value, gradient))
+        rounding = descent.rounding_near(x, value, gradient, unit)
+        if not math.isfinite(rounding):
+            return True, places
+        places.append(Place(x, value, gradient, rounding))
+        loudest = max(loudest, rounding)  # a quiet place among loud ones is luck
+        change = value - here.value
+        # Where rounding is loud, that much more must be seen of a rise.
+        quiet = loudest <= 2 * max(descent.step_tolerance, here.rounding)
+        needed = 1 if quiet else LOUD
+        if change > here.rounding + needed * loudest:
+            # A rise that the slope does not show is rounding, and all beyond it is.
+            # The slope of a penalty is not in the gradient.
+            smooth = descent.landscape.l1 is None
+            climbs = float(gradient @ (x - here.x)) > CLIMB * change
+            return climbs or not smooth, places
+        if -change > LOUD * loudest:
+            return None, places
+        if needed > 1 or -change > here.rounding + loudest:
+            break  # nothing farther out can be believed
+    return False, places

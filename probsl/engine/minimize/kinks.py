@@ -1,0 +1,402 @@
+"""Down to a minimum that lies on kinks, and the proof that it is one.
+
+The absolute value of a Laplace likelihood, relu, clamp and max have kinks, and minima
+like to lie on them: d coefficients of a median regression go through d of the points.
+No Newton step leads there. BFGS with a weak line search does, as it learns from the
+slopes on both sides (Lewis and Overton 2013). Its end is proven by the slopes around:
+where a mean of them, weighted by what their tangents miss, is zero, no way leads down.
+As long as it is not, that mean shows a way down or a side not seen yet (Wolfe 1975;
+Lemaréchal 1989, "Nondifferentiable optimization").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.descent import FAR_ON_LOG_SCALE, NARROWEST, array, is_finite
+from probsl.engine.minimize.free_directions import free_part, lower_aside
+from probsl.engine.minimize.minimum import Verdict
+from probsl.engine.minimize.simplex import lightest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from probsl.engine.minimize.descent import Descent
+
+    Array = NDArray[np.float64]
+
+__all__ = ["cross_kinks", "descend_kinks"]
+
+# Turns of descent and proof.
+TURNS = 8
+# Up to so many coordinates each one's unit is measured.
+MEASURED = 50
+# Between two looks at whether the end is reached.
+PAUSE = 10
+# The last step aside, in units: what the slope there says holds here.
+ASIDE = 1e-7
+# Rounds of one proof, and further ones for each coordinate.
+ROUNDS, FURTHER = 20, 5
+
+
+class Slope(NamedTuple):
+    """The objective and its slope somewhere near: a tangent.
+
+    Attributes
+    ----------
+    x
+        The point [d].
+    value
+        The objective, penalty included.
+    gradient
+        The gradient [d], without the penalty.
+    slope
+        The slope [d] along the axes of the ground, penalty included.
+    """
+
+    x: Tensor
+    value: float
+    gradient: Tensor
+    slope: Array
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it are numbers."""
+        return is_finite(self.value, self.gradient)
+
+
+class Ground:
+    """The objective along axes that fit it, and the slopes seen last.
+
+    Parameters
+    ----------
+    descent
+        Where to begin.
+
+    Attributes
+    ----------
+    axes
+        Steps [d, d], in columns, along which the objective bends by one half each.
+    seen
+        The last slopes.
+    inverse
+        What the search knows of the inverse Hessian [d, d] along the axes.
+    """
+
+    def __init__(self, descent: Descent) -> None:
+        self.descent = descent
+        self.size = len(descent.x)
+        self.seen: list[Slope] = []
+        self.axes = np.diag(units(descent))
+        self._from_axes = np.diag(1 / np.diag(self.axes))
+        for _ in range(2):
+            self._fit_axes()
+        self.inverse = np.eye(self.size)
+
+    def _fit_axes(self) -> None:
+        """Turn and stretch the axes by the bends that steps along them meet.
+
+        Far steps: what bends the objective may be kinks alone.
+        """
+        bends = np.zeros((self.size, self.size))
+        for i, step in enumerate(np.eye(self.size)):
+            sides = (self.look(step), self.look(-step))
+            if all(side.finite for side in sides):
+                bends[i] = (sides[0].slope - sides[1].slope) / 2
+        values, vectors = np.linalg.eigh((bends + bends.T) / 2)
+        values = np.abs(values)
+        values = np.where(values > 1e-13 * values.max(), values, 1.0)
+        self.axes = self.axes @ vectors / np.sqrt(values)
+        self._from_axes = (vectors * np.sqrt(values)).T @ self._from_axes
+        self.seen = []
+
+    @property
+    def noise(self) -> float:
+        """How much rounding can change the objective; kinks nearby are no rounding."""
+        descent = self.descent
+        return 10 * descent.precision * max(1.0, abs(descent.value))
+
+    def here(self) -> Slope:
+        """Return where the descent stands."""
+        descent = self.descent
+        return self._slope(descent.x, descent.value, descent.gradient)
+
+    def look(self, step: Array) -> Slope:
+        """Evaluate at a step [d], along the axes, from where the descent stands."""
+        x = self.descent.x + self.descent.tensor(self.axes @ step)
+        found = self._slope(x, *self.descent.landscape.slope(x))
+        if found.finite:
+            self.seen = [*self.seen[-6 * self.size - 60 :], found]
+        return found
+
+    def go(self, there: Slope) -> None:
+        """Make a step."""
+        self.descent.accept(there.x, there.value, there.gradient)
+
+    def misses(self, tangents: list[Slope]) -> Array:
+        """Return by how much each tangent [m] is off here, and no less than far ones.
+
+        Kiwiel (1985), "Methods of descent for nondifferentiable optimization".
+        """
+        away = np.stack([array(t.x - self.descent.x) for t in tangents])
+        away = away @ self._from_axes.T
+        slopes = np.stack([t.slope for t in tangents])
+        values = np.array([t.value for t in tangents])
+        off = self.descent.value - (values - (slopes * away).sum(axis=1))
+        missed: Array = np.maximum(np.abs(off), 0.1 * (away**2).sum(axis=1))
+        return missed
+
+    def _slope(self, x: Tensor, value: float, gradient: Tensor) -> Slope:
+        full = gradient
+        if not is_finite(value, gradient):
+            return Slope(x, value, gradient, np.full(self.size, math.nan))
+        if self.descent.landscape.l1 is not None:
+            center, weight = self.descent.landscape.l1
+            full = gradient + weight * (x - center).sign()
+        return Slope(x, value, gradient, self.axes.T @ array(full))
+
+
+def cross_kinks(descent: Descent) -> Verdict | None:
+    """Go down from where a smooth search is stuck, and judge the end.
+
+    None: no kinks are near the end, and a smooth search may go on from there.
+    """
+    for _ in range(TURNS):
+        before = descent.value
+        ground = Ground(descent)
+        verdict = run_down(ground) or spike(ground)
+        if verdict is not None:
+            return verdict
+        proven = prove(ground)
+        if proven is not None:
+            return at_kink(ground, proven)
+        if before - descent.value <= ground.noise:
+            break
+    end = Ending.MAX_STEPS if descent.spent else Ending.STALLED
+    return descent.ends_at_nonfinite() or Verdict(end)
+
+
+def descend_kinks(descent: Descent) -> Verdict:
+    """Go down over kinks, without a judgment."""
+    return run_down(Ground(descent)) or Verdict(Ending.STALLED)
+
+
+def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
+    """Say what kind of end it is where a mean of tangents is level."""
+    descent = ground.descent
+    center_zeros(descent, ground.noise)
+    slopes = np.stack([t.slope for t in tangents])
+    jumps = slopes - slopes.mean(axis=0)
+    if len(slopes) == 1 or np.abs(jumps).max() < 1e-3 * np.abs(slopes).max():
+        return None
+    descent.hessian = descent.landscape.hessian(descent.x)
+    hessian = ground.axes.T @ descent.hessian @ ground.axes
+    descent.hessian = None
+    bends = jumps.T @ jumps + hessian.T @ hessian
+    values, vectors = np.linalg.eigh(bends)
+    flat = vectors[:, values <= 1e-12 * max(1.0, values[-1])]
+    if not flat.shape[1]:
+        return Verdict(Ending.CONVERGED)
+    unit = array(descent.unit)
+    flat = np.linalg.qr((ground.axes @ flat) / unit[:, None])[0]
+    lower = lower_aside(descent, flat, unit)
+    if lower is not None and not descent.spent:
+        descent.accept(*lower)
+        return None
+    free = free_part(descent, flat, unit, descend_kinks)
+    if not free.shape[1]:
+        return Verdict(Ending.CONVERGED)
+    named = np.flatnonzero(np.linalg.norm(free, axis=1) > 1e-2)
+    return Verdict(Ending.UNIDENTIFIED, tuple(named.tolist()), null_space=free)
+
+
+def center_zeros(descent: Descent, noise: float) -> None:
+    """Put penalized coordinates that are as good as zero at the center exactly."""
+    if descent.landscape.l1 is None:
+        return
+    center, weight = descent.landscape.l1
+    near = (descent.x - center).abs() <= ASIDE * descent.unit
+    near &= (weight > 0) & (descent.x != center)
+    if not bool(near.any()):
+        return
+    x = descent.x.where(~near, center)
+    value, gradient = descent.landscape.slope(x)
+    if is_finite(value, gradient) and value <= descent.value + noise:
+        descent.accept(x, value, gradient)
+
+
+def units(descent: Descent) -> Array:
+    """Return the distance [d] over which each coordinate bends the objective visibly.
+
+    Kinks bend it, too, which no Hessian shows: of few coordinates it is measured.
+    """
+    unit = array(descent.unit).copy()
+    if len(unit) > MEASURED:
+        return unit
+
+    def bend(i: int, reach: float) -> float:
+        step = np.zeros(len(unit))
+        step[i] = reach
+        sides = (descent.x + descent.tensor(s * step) for s in (1.0, -1.0))
+        values = [descent.landscape.slope(x)[0] for x in sides]
+        return sum(values) - 2 * descent.value
+
+    for i in range(len(unit)):
+        reach, found = float(unit[i]), math.nan
+        for _ in range(30):
+            found = bend(i, reach)
+            if not math.isfinite(found) or found > 3:
+                reach /= 4
+            elif found < 0.1 and reach < 1e10:
+                reach *= 4
+            else:
+                break
+        if 0.1 <= found <= 3:
+            unit[i] = reach / math.sqrt(found)
+    return unit
+
+
+def run_down(ground: Ground) -> Verdict | None:
+    """Go down by BFGS, Lewis and Overton (2013), until no step improves.
+
+    "Nonsmooth optimization via quasi-Newton methods", Math. Program. 141.
+    """
+    descent = ground.descent
+    ground.inverse = np.eye(ground.size)
+    here = ground.here()
+    for turn in range(100 * ground.size + 1000):
+        if descent.spent:
+            return Verdict(Ending.MAX_STEPS)
+        direction = -ground.inverse @ here.slope
+        if turn == 0:
+            direction /= max(1.0, float(np.linalg.norm(direction)))
+        there, step = weak_search(ground, here, direction)
+        if there is None:
+            return None
+        ground.go(there)
+        learn(ground, step, there.slope - here.slope, first=turn == 0)
+        here = there
+        verdict = spike(ground) or descent.unbounded()
+        if verdict is not None:
+            return verdict
+        if turn % PAUSE == PAUSE - 1 and level(ground, closest(ground))[1]:
+            return None
+    return None
+
+
+def weak_search(
+    ground: Ground, here: Slope, direction: Array
+) -> tuple[Slope | None, Array]:
+    """Search a line for a point that is lower and less steep, by bisection."""
+    start = float(here.slope @ direction)
+    low, high, t = 0.0, math.inf, 1.0
+    if not start < 0:
+        return None, direction
+    for _ in range(60):
+        there = ground.look(t * direction)
+        if not there.finite or there.value > here.value + 1e-4 * t * start:
+            high = t
+        elif there.slope @ direction < 0.5 * start:
+            low = t
+        else:
+            return there, t * direction
+        t = (low + high) / 2 if high < math.inf else 2 * t
+        if (high - low) * abs(start) < 1e-2 * ground.descent.precision:
+            break
+    return None, direction
+
+
+def learn(ground: Ground, step: Array, change: Array, *, first: bool) -> None:
+    """Bring the inverse Hessian up to date with a step [d] and a change [d] of slope.
+
+    Nocedal and Wright (2006), equation 6.17.
+    """
+    curvature = float(step @ change)
+    if curvature <= 0:
+        return
+    if first:
+        ground.inverse = ground.inverse * (curvature / float(change @ change))
+    pushed = ground.inverse @ change
+    rank = (1 + float(change @ pushed) / curvature) * np.outer(step, step)
+    both = np.outer(step, pushed)
+    ground.inverse = ground.inverse + (rank - both - both.T) / curvature
+
+
+def closest(ground: Ground) -> list[Slope]:
+    """Return the tangents seen last that hold best here."""
+    if not ground.seen:
+        return [ground.here()]
+    order = np.argsort(ground.misses(ground.seen))[: 2 * ground.size + 10]
+    return [ground.seen[i] for i in order]
+
+
+def level(ground: Ground, tangents: list[Slope]) -> tuple[Array, bool, Array]:
+    """Return the tangents' best mean slope [d], whether it is level, and the weights.
+
+    Half its square, and what the tangents miss, is what the best step could gain where
+    the objective bends as its units say.
+    """
+    slopes = np.stack([t.slope for t in tangents])
+    missed = ground.misses(tangents)
+    weights = lightest(slopes @ slopes.T, missed)
+    mean: Array = slopes.T @ weights
+    gain = float(mean @ mean) / 2 + float(missed @ weights)
+    enough = max(ground.descent.tolerance, ground.noise)
+    return mean, gain <= enough, weights
+
+
+def prove(ground: Ground) -> list[Slope] | None:
+    """Return tangents with a mean that is level here, or None where none is found.
+
+    As long as the mean is not level, it shows a way down, or a side not seen yet.
+    """
+    descent = ground.descent
+    tangents = closest(ground)
+    for _ in range(ROUNDS + FURTHER * ground.size):
+        mean, done, weights = level(ground, tangents)
+        order = np.argsort(-weights)
+        tangents = [tangents[i] for i in order if weights[i] > 1e-9]
+        if done:
+            return tangents
+        if descent.spent:
+            return None
+        steep = float(mean @ mean)
+        t, lower = 1.0, False
+        while True:
+            there = ground.look(-t * mean)
+            down = there.value <= descent.value - 1e-2 * t * steep
+            lower = there.finite and down and there.value < descent.value
+            if lower or t * math.sqrt(steep) < ASIDE:
+                break
+            t *= 0.1
+        if lower:
+            ground.go(there)
+        elif not there.finite or float(there.slope @ mean) > 0.5 * steep:
+            return None  # nothing new is to be seen: rounding
+        tangents = [*tangents[: 3 * ground.size + 30], there]
+    return None
+
+
+def spike(ground: Ground) -> Verdict | None:
+    """Return UNBOUNDED where the objective is narrower than data can be precise.
+
+    While a coordinate that is free to move (the log of the width) went on and on.
+    """
+    descent = ground.descent
+    slope = array(descent.gradient.abs())
+    steep = slope
+    for there in ground.seen[-PAUSE:]:
+        steep = np.maximum(steep, array(there.gradient.abs()))
+    narrow = steep * np.abs(array(descent.x)) * descent.precision**0.6 > 1
+    narrow |= steep * array(descent.unit) * NARROWEST > 1
+    ran = (np.abs(array(descent.x - descent.start)) > FAR_ON_LOG_SCALE) & (
+        slope < FAR_ON_LOG_SCALE
+    )
+    if not (narrow.any() and ran.any()):
+        return None
+    return Verdict(Ending.UNBOUNDED, tuple(np.flatnonzero(ran).tolist()))

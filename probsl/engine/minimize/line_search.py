@@ -1,0 +1,89 @@
+"""A line search for Wolfe's conditions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from probsl.engine.minimize.descent import Descent, is_finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def wolfe_search(
+    descent: Descent, direction: Tensor, slope: Tensor, first: float
+) -> tuple[tuple[Tensor, float, Tensor] | None, bool]:
+    """Search a line for a point that is low and less steep: Wolfe's conditions.
+
+    Brackets and interpolates, Nocedal and Wright (2006), section 3.5; where rounding
+    hides the decrease the slope decides: Hager and Zhang (2005), SIAM J. Optim. 16.
+
+    Parameters
+    ----------
+    descent
+        Where the line starts.
+    direction
+        Where it leads to [d].
+    slope
+        Gradient [d] at the start.
+    first
+        The first point to try, in units of the direction.
+
+    Returns
+    -------
+    tuple
+        The point, its value and gradient, or None; and whether the search ended at
+        points that are not finite.
+    """
+    start = float(slope @ direction)
+    low, value_low, slope_low = 0.0, descent.value, start
+    high, value_high, slope_high = math.inf, math.nan, math.nan
+    previous, slope_before = low, slope_low
+    best, t = None, first
+    for _ in range(40):
+        x = descent.x + t * direction
+        value, gradient = descent.landscape.slope(x)
+        slope_t = float(gradient @ direction)
+        finite = is_finite(value, gradient)
+        change = value - descent.value
+        decreases = change <= 1e-4 * t * start or (
+            change <= descent.noise and slope_t <= 0.9998 * abs(start)
+        )
+        if finite and decreases and not descent.believes(x, value, gradient):
+            finite = False
+        if finite and decreases:
+            best = (x, value, gradient)
+            if slope_t >= 0.9 * start or t >= 1e4 * first:
+                break
+            previous, slope_before = low, slope_low
+            low, value_low, slope_low = t, value, slope_t
+        else:
+            high, value_high, slope_high = t, value if finite else math.nan, slope_t
+        if high == math.inf:
+            bend = (slope_low - slope_before) / (low - previous)
+            ahead = -slope_low / bend if bend > 0 else math.inf
+            t = low + min(max(ahead, low), 9 * low)
+        else:
+            t = low + between(high - low, value_high - value_low, slope_low, slope_high)
+        if (high - low) * abs(start) < 1e-3 * descent.noise:
+            break
+    return best, bool(high < math.inf and math.isnan(value_high))
+
+
+def between(width: float, rise: float, slope: float, slope_end: float) -> float:
+    """Return where a cubic with these ends is lowest, kept away from both of them.
+
+    Nocedal and Wright (2006), equation 3.59. Where the far end is not a number, a small
+    part of the way.
+    """
+    if math.isnan(rise):
+        return 0.1 * width
+    first = slope + slope_end - 3 * rise / width
+    root = first * first - slope * slope_end
+    if 0 <= root < math.inf:
+        bottom = slope_end - slope + 2 * math.sqrt(root)
+        if bottom != 0:
+            t = width * (1 - (slope_end + math.sqrt(root) - first) / bottom)
+            return min(max(t, 0.1 * width), 0.9 * width)
+    return width / 2

@@ -1,0 +1,110 @@
+"""Many minimizations side by side, each evaluation one vectorized call for them all.
+
+Several starts of one problem, or a batch of problems that differ by numbers only (the
+weights of the rows, of a prior), go down in lockstep by L-BFGS. Every round gives each
+of them one trial point; a step is taken where the point is good, elsewhere it is moved
+along its line, so that nobody waits for the line search of another. The ends are
+good to a tolerance, and `probsl.engine.minimize.minimize` says of one what kind of
+end it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from probsl.engine.minimize.lockstep import Lockstep, Many
+from probsl.engine.minimize.vectorized import vectorizes
+from probsl.isolation.calls import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["Many", "minimize_many", "vectorizes"]
+
+# Rounds that everyone has, however few the others took.
+FEWEST = 20
+
+
+def minimize_many(
+    objective: Callable[..., Tensor],
+    starts: Tensor,
+    extra: Any = None,
+    *,
+    tolerance: float | None = None,
+    max_steps: int = 1000,
+    patience: float = math.inf,
+    l1: tuple[Tensor, Tensor] | None = None,
+    callback: Callable[[int, float, Tensor], bool | None] | None = None,
+) -> Many:
+    """Minimize a function from many starts, or many functions, in lockstep.
+
+    Parameters
+    ----------
+    objective
+        Maps a tensor [d], and where there is an `extra` its slice, to a scalar tensor;
+        `torch.func.vmap` and `torch.func.grad` must be able to run it.
+    starts
+        Where to begin [k, d].
+    extra
+        Tensors in any nesting of tuples, lists and dicts, each with k entries along its
+        first axis: what tells the k problems apart.
+    tolerance
+        What the next step would still gain at the end; None: 1e-9, or the 3/4 power
+        of the machine precision where that is more.
+    max_steps
+        Rounds at most.
+    patience
+        When half have settled, the others get this many times the rounds those took,
+        and no fewer than 20; what lags behind is often on a tail without end.
+    l1
+        Center and weight of a penalty ``sum(weight * abs(x - center))``, as in
+        `probsl.engine.minimize.minimize.minimize`.
+    callback
+        Called after each round with its number, the best objective so far and its
+        point. Returning True ends the search, as a keyboard interrupt does.
+
+    Returns
+    -------
+    Many
+        Where each of them ended.
+
+    Notes
+    -----
+    Each evaluation takes the memory of k single ones.
+
+    References
+    ----------
+    Nocedal and Wright (2006), "Numerical Optimization", chapters 3 and 7. Lewis and
+    Overton (2013), Math. Program. 141, on the line search by bisection. Andrew and Gao
+    (2007), "Scalable training of L1-regularized log-linear models", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.engine.minimize.many import minimize_many
+    >>> def distance(x, goal):
+    ...     return ((x - goal) ** 2).sum()
+    >>> goals = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> minimize_many(distance, torch.zeros(2, 2), goals).x
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    lockstep = Lockstep(objective, starts, extra, tolerance=tolerance, l1=l1)
+    interrupted = False
+    limit: float = max_steps
+    before = Snapshot()
+    try:
+        lockstep.begin()
+        while len(lockstep.active) and lockstep.round < limit:
+            lockstep.advance()
+            if callback is not None and callback(lockstep.round, *lockstep.best()):
+                raise KeyboardInterrupt  # one case: somebody has seen enough
+            if limit == max_steps and 2 * int(lockstep.settled.sum()) >= len(starts):
+                limit = min(limit, max(FEWEST, patience * lockstep.round))
+    except KeyboardInterrupt as error:
+        before.recover(error)
+        interrupted = True
+    return lockstep.ends(interrupted=interrupted)

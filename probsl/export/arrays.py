@@ -1,0 +1,333 @@
+"""What a fit holds, as groups of plain numpy arrays with named axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+
+from probsl.contract import KnowsDensity
+from probsl.draws.mapped import map_draws
+from probsl.draws.predictions import (
+    deterministics,
+    observed_arguments,
+    prior_draws,
+    replicates,
+)
+from probsl.fitting import Fit
+from probsl.isolation.calls import undisturbed
+from probsl.options import whole_number
+from probsl.program.sites import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from torch import Tensor
+
+    from probsl.program.problem import Problem
+    from probsl.program.sites import Site
+
+    Draws = dict[str, Tensor]
+
+Axes = tuple[str | None, ...]
+Named = tuple[Axes, "np.ndarray[Any, Any]"]
+Group = dict[str, Named]
+
+
+@dataclass(frozen=True, eq=False)
+class FitArrays:
+    """Arrays by group and variable, ready for any library of labelled arrays.
+
+    Attributes
+    ----------
+    arrays
+        Group -> variable -> (name of each axis, array). An axis that no plate
+        names has None. In the groups of draws the array has one more axis, the
+        first, which runs over the draws and is not among the names.
+    labels
+        Plate -> labels of its entries, where the data had categories.
+    attrs
+        Group -> facts about it; those under "" are about all.
+    """
+
+    arrays: dict[str, Group]
+    labels: dict[str, np.ndarray[Any, Any]]
+    attrs: dict[str, dict[str, str | int]]
+
+
+@undisturbed
+def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
+    """Collect draws, densities and data of a fit.
+
+    Parameters
+    ----------
+    fit
+        The fit.
+    draws
+        The number of draws; of what is a point, there is one.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    FitArrays
+        The groups `posterior`, `log_likelihood`, `log_prior`, `sample_stats`,
+        `posterior_predictive`, `prior`, `observed_data` and `constant_data`, those
+        without a variable left out. `probsl.to_arviz` says what they hold.
+
+    Raises
+    ------
+    TypeError
+        If `fit` is no fit.
+    """
+    if not isinstance(fit, Fit):
+        raise TypeError(
+            "to_arviz takes what probsl.fit returns, got a value of type "
+            f"{type(fit).__name__}"
+        )
+    draws = whole_number("draws", draws)
+    seed = whole_number("seed", seed, least=0)
+    fit = replace(fit, problem=fit.problem.with_all_rows())
+    collector = _Collector(fit, draws, seed)
+    predicted, unpredicted = collector.predictive()
+    prior, undrawn = collector.prior()
+    arrays = {
+        "posterior": collector.posterior(),
+        "log_likelihood": collector.log_likelihood(),
+        "log_prior": collector.log_prior(),
+        "sample_stats": collector.sample_stats(),
+        "posterior_predictive": predicted,
+        "prior": prior,
+        "observed_data": _observed_data(fit),
+        "constant_data": _constant_data(fit.problem),
+    }
+    facts = _facts(fit, seed)
+    attrs = {"": facts, "posterior": dict(facts)}
+    for group, told in {"prior": undrawn, "posterior_predictive": unpredicted}.items():
+        if told:
+            # Where nothing is left in, there is no group to say it.
+            facts[f"{group}_left_out"] = told
+            attrs[group] = {"left_out": told}
+    return FitArrays(
+        {name: group for name, group in arrays.items() if group},
+        _labels(fit.problem),
+        attrs,
+    )
+
+
+class _Collector:
+    """The groups of draws of one fit."""
+
+    def __init__(self, fit: Fit, draws: int, seed: int) -> None:
+        self._fit = fit
+        self._problem = fit.problem
+        self._draws = draws
+        self._seed = seed
+        self._count = 1 if fit.posterior.is_point else draws
+        self._values = fit.posterior.draw(self._count, seed)
+        self._own = {n: v.detach() for n, v in fit.posterior.own.items()}
+        self._axes = {s.name: _axes(s) for s in fit.problem.sites}
+
+    def posterior(self) -> Group:
+        """Latents, own parameters and deterministics."""
+        drawn = {
+            **self._fit.draw(self._count, seed=self._seed),
+            **deterministics(
+                self._problem, self._values, self._own, self._count, by_row=True
+            ),
+        }
+        return self._named(drawn)
+
+    def predictive(self) -> tuple[Group, str]:
+        """Observed sites anew, and what to say of those left out."""
+        values = self._values
+        if self._count != self._draws:
+            values = self._fit.posterior.draw(self._draws, self._seed)
+        drawn, missing = replicates(
+            self._problem, values, self._own, count=self._draws, seed=self._seed + 1
+        )
+        reason = "their distribution has no sampler"
+        return self._named(drawn), _left_out(missing, reason)
+
+    def prior(self) -> tuple[Group, str]:
+        """Latents drawn from the program, and what to say of those left out."""
+        latents = [s.name for s in self._problem.latents]
+        try:
+            drawn, missing = prior_draws(
+                self._problem, self._own, count=self._draws, seed=self._seed + 2
+            )
+        except Exception as error:
+            # The program has run; what stops it here is a draw far from the data.
+            reason = f"the program fails at a draw from the prior: {error}"
+            return {}, _left_out(latents, reason)
+        reason = "their prior is improper or depends on one that is"
+        return self._named(drawn), _left_out(missing, reason)
+
+    def log_likelihood(self) -> Group:
+        """Log densities of the observed sites, with the batch axes of their values."""
+        problem = self._problem
+        factors = [
+            name
+            for name in problem.sites_with_role(Role.FACTOR)
+            if problem.has_rows and problem.is_local(problem.site(name))
+        ]
+        own = {s.name: s.batch_axes for s in problem.sites}
+        return {
+            name: _without_unit_axes(named, own.get(name, 0))
+            for name, named in self._densities(
+                {*problem.sites_with_role(Role.OBSERVED), *factors}
+            ).items()
+        }
+
+    def log_prior(self) -> Group:
+        """Log densities of the latents given those they depend on."""
+        return self._densities({s.name for s in self._problem.latents})
+
+    def sample_stats(self) -> Group:
+        """Joint log densities, and the guide's where it is known."""
+        plain, posterior = self._problem.reweighted(None), self._fit.posterior
+        stats = {"lp": self._mapped(lambda v: plain.log_density(v, self._own))}
+        if isinstance(posterior, KnowsDensity):
+            stats["log_p"] = self._mapped(posterior.log_target)
+            stats["log_q"] = posterior.log_density(self._count, self._seed)
+        return {name: ((), _numpy(value)) for name, value in stats.items()}
+
+    def _densities(self, names: Collection[str]) -> Group:
+        if not names:
+            return {}
+        problem, own = self._problem, self._own
+        first = {name: value[0] for name, value in self._values.items()}
+
+        def terms(values: Draws) -> Draws:
+            found = problem.log_density_by_site(values, own, names)
+            return {name: term for name, (term, _) in found.items()}
+
+        with problem.isolated(), torch.no_grad():
+            axes = problem.log_density_by_site(first, own, names)
+            drawn = map_draws(terms, self._values, self._count, problem.size)
+        return {name: (axes[name][1], _numpy(value)) for name, value in drawn.items()}
+
+    def _mapped(self, function: Callable[[Draws], Tensor]) -> Tensor:
+        problem = self._problem
+        with problem.isolated(), torch.no_grad():
+            return map_draws(
+                lambda values: {"value": function(values)},
+                self._values,
+                self._count,
+                problem.size,
+            )["value"]
+
+    def _named(self, drawn: Draws) -> Group:
+        return {
+            name: (
+                self._axes.get(name, (None,) * (value.dim() - 1)),
+                _numpy(value),
+            )
+            for name, value in drawn.items()
+        }
+
+
+def _observed_data(fit: Fit) -> Group:
+    """Return the observed values; those that depend on latents are at the estimate."""
+    problem, posterior = fit.problem, fit.posterior
+    values = problem.observed_values(values=posterior.point(), own=posterior.own)
+    return {
+        name: (_axes(problem.site(name)), _numpy(value))
+        for name, value in values.items()
+    }
+
+
+def _constant_data(problem: Problem) -> Group:
+    """Return the arguments that are arrays and not observed."""
+    observed = problem.observed_values().values()
+    skip = observed_arguments(problem)
+    found = {}
+    for name, value in problem.arguments.values.items():
+        if not torch.is_tensor(value) or name in skip:
+            continue
+        # A required argument is not known to be observed by leaving it out.
+        if any(value is other for other in observed):
+            continue
+        axes: list[str | None] = [None] * value.dim()
+        if name in problem.rows and problem.data_plate:
+            axes[0] = problem.data_plate.name
+        found[name] = (tuple(axes), _numpy(value))
+    return found
+
+
+def _axes(site: Site) -> Axes:
+    """Name the axes of a site's value after the plates that run along them."""
+    names: list[str | None] = [None] * len(site.shape)
+    for plate in site.plates:
+        axis = site.batch_axes + plate.dim if plate.dim is not None else -1
+        if 0 <= axis < len(names) and site.shape[axis] == plate.size:
+            names[axis] = plate.name
+    return tuple(names)
+
+
+def _without_unit_axes(named: Named, kept_axes: int) -> Named:
+    """Drop axes of length 1 that no plate names, but for the last `kept_axes`."""
+    axes, array = named
+    spare = axes[: max(len(axes) - kept_axes, 0)]
+    units = [i for i, a in enumerate(spare) if a is None and array.shape[i + 1] == 1]
+    kept = tuple(a for i, a in enumerate(axes) if i not in units)
+    return kept, array.squeeze(tuple(i + 1 for i in units))
+
+
+def _labels(problem: Problem) -> dict[str, np.ndarray[Any, Any]]:
+    """Give a plate the categories of the argument that bears its name.
+
+    The plate "schools" of 8 has those of the argument "school" with 8 categories.
+    """
+    plates = {p.name: p.size for s in problem.sites for p in s.plates}
+    found = {}
+    for argument, categories in problem.arguments.labels.items():
+        for plate, size in plates.items():
+            if size == len(categories) and _singular(plate) == _singular(argument):
+                labels = np.asarray(categories)
+                plain = labels.dtype.kind in "biufU"
+                found[plate] = labels if plain else np.array([*map(str, categories)])
+    return found
+
+
+def _singular(name: str) -> str:
+    if name.endswith("ies"):
+        return name.removesuffix("ies") + "y"
+    return name.removesuffix("s")
+
+
+def _facts(fit: Fit, seed: int) -> dict[str, str | int]:
+    facts = {
+        "inference_library": "probsl",
+        "method": repr(fit.method),
+        "space": getattr(fit.method, "space", None),
+        "status": fit.status.name,
+        "message": fit.message,
+        "note": fit.note,
+        "seed": fit.seed,
+        "draws_seed": seed,
+        "inference_library_version": _version(),
+        "pyro_version": pyro.__version__,
+        "torch_version": str(torch.__version__),
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _version() -> str | None:
+    try:
+        return version("probsl")
+    except PackageNotFoundError:  # run from its sources, without being installed
+        return None
+
+
+def _left_out(names: Collection[str], reason: str) -> str:
+    return f"{', '.join(names)}: {reason}" if names else ""
+
+
+def _numpy(value: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = value.detach().cpu().numpy()
+    return array

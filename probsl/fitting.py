@@ -1,0 +1,511 @@
+"""The whole contract on one page: fit, Fit, Method, Outcome, Posterior, Status."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from probsl.contract import Basin, Method, Posterior, Run, Status
+from probsl.data.loaders import StreamedRows
+from probsl.draws.log_scores import log_score_rows
+from probsl.draws.predictions import deterministics, predictive
+from probsl.draws.summary import summarize
+from probsl.isolation.calls import undisturbed
+from probsl.options import whole_number
+from probsl.program.batch_checks import check_batches
+from probsl.program.places import Place
+from probsl.program.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+# Above this many elements a summary has one line per site.
+_SUMMARY_ELEMENTS = 1000
+_SUMMARY_DRAWS = 4096
+_SUMMARY_MEMORY = 20_000_000
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Fit:
+    """The result of a fit, of one shape for every method.
+
+    Attributes
+    ----------
+    problem
+        The program bound to its data.
+    method
+        The method with its options.
+    seed
+        The seed of the run.
+    posterior
+        Where the latents are: a point or a distribution.
+    status
+        How the fit ended.
+    status_sites
+        The sites or elements that the status is about.
+    losses
+        The objective by step, summed over rows: a negative log density, or a
+        negative evidence lower bound.
+    steps
+        Steps taken.
+    seconds
+        Wall time.
+    note
+        What the method decided by itself, in a sentence.
+    compiled_from
+        The first step that compiled code took; None where all steps ran eagerly.
+    basins
+        Where the starts of a point fit ended, the lowest objective first; empty for
+        one start.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = torch.tensor([1.0] * 6 + [0.0] * 4)
+    >>> fit = probsl.fit(program, {"y": heads}, probsl.MAP())
+    >>> fit.status is probsl.Status.CONVERGED
+    True
+    >>> round(float(fit.point()["p"]), 4)
+    0.5357
+    """
+
+    problem: Problem
+    method: Method
+    seed: int
+    posterior: Posterior
+    status: Status
+    status_sites: tuple[str, ...]
+    losses: Tensor
+    steps: int
+    seconds: float
+    note: str = ""
+    compiled_from: int | None = None
+    basins: tuple[Basin, ...] = ()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Another name of `status_sites`, from before."""
+        return self.status_sites
+
+    @property
+    def message(self) -> str:
+        """The status in a sentence that names the sites it is about."""
+        about = f" ({', '.join(self.status_sites)})" if self.status_sites else ""
+        return f"{self.status.name}{about}: {self.status.value}"
+
+    @undisturbed
+    def point(self) -> dict[str, Tensor]:
+        """Return one value per site, in constrained space.
+
+        Returns
+        -------
+        dict
+            Site -> tensor: the latents (for a distribution their mean), the
+            program's own parameters, and deterministics that have no entry per
+            row.
+
+        Examples
+        --------
+        >>> import probsl, pyro, pyro.distributions as dist, torch
+        >>> def program(y=None):
+        ...     rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+        ...     with pyro.plate("days", 3):
+        ...         pyro.sample("y", dist.Poisson(rate), obs=y)
+        >>> y = torch.tensor([2.0, 3.0, 1.0])
+        >>> probsl.fit(program, {"y": y}, probsl.MAP()).point()
+        {'rate': tensor(1.6000)}
+        """
+        values = self.posterior.point()
+        completed = self._complete({n: v[None] for n, v in values.items()})
+        return {name: value[0] for name, value in completed.items()}
+
+    @undisturbed
+    def draw(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the posterior; a point repeats itself.
+
+        Parameters
+        ----------
+        n
+            The number of draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        dict
+            Site -> tensor ``[n, ...]`` in constrained space.
+        """
+        n = whole_number("n", n)
+        return self._complete(self.posterior.draw(n, seed), n)
+
+    @undisturbed
+    def summary(
+        self, prob: float = 0.95, *, by: Literal["element", "site"] | None = None
+    ) -> pd.DataFrame:
+        """Summarize every parameter.
+
+        Parameters
+        ----------
+        prob
+            Probability of the central interval.
+        by
+            ``"element"``, or ``"site"`` for the mean of each column over a site's
+            elements; None takes sites above 1,000 elements.
+
+        Returns
+        -------
+        DataFrame
+            Index ``w[0]``, columns ``estimate, sd, lower, upper``; the last three
+            are missing for a point, and for the program's own parameters, which are
+            marked ``(own)``.
+        """
+        if by not in (None, "element", "site"):
+            raise ValueError(f"by must be 'element' or 'site', got {by!r}")
+        point = self.point()
+        if by is None:
+            many = sum(v.numel() for v in point.values()) > _SUMMARY_ELEMENTS
+            by = "site" if many else "element"
+        draws: dict[str, Tensor] = {}
+        if not self.posterior.is_point:
+            own = {p.name for p in self.problem.own_parameters}
+            elements = max(sum(v.numel() for v in point.values()), 1)
+            count = max(64, min(_SUMMARY_DRAWS, _SUMMARY_MEMORY // elements))
+            spread = self.posterior.representative_draws(count)
+            completed = self._complete(spread, count)
+            draws = {n: v for n, v in completed.items() if n not in own}
+        marks = {p.name: " (own)" for p in self.problem.own_parameters}
+        return summarize(point, draws, prob, by_site=by == "site", marks=marks)
+
+    @undisturbed
+    def log_likelihood(self) -> float:
+        """Return the log likelihood of the fitted rows, with their weights, at `point`.
+
+        Discrete latents are summed out; continuous latents are at their values.
+        """
+        problem, posterior = self.problem, self.posterior
+        with problem.isolated(), torch.no_grad():
+            return float(problem.log_likelihood(posterior.point(), posterior.own))
+
+    @undisturbed
+    def predict(
+        self, data: Any, *, draws: int = 1000, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Draw observed sites and deterministics for new inputs.
+
+        Parameters
+        ----------
+        data
+            The new inputs, in any form that `fit` takes. What the program observes is
+            drawn, whether its values are in it or not; a required argument may be
+            None. Constants may be left out.
+        draws
+            The number of draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        dict
+            Site -> tensor ``[draws, ...]``.
+
+        Raises
+        ------
+        ValueError
+            If an argument is missing, or a group's size differs from the fitted one.
+        """
+        draws = whole_number("draws", draws)
+        values = self.posterior.draw(draws, seed)
+        return predictive(
+            self.problem, values, self.posterior.own, data, count=draws, seed=seed + 1
+        )
+
+    def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
+        """Add the program's own parameters and deterministics to draws."""
+        own = self.posterior.own
+        with self.problem.isolated(), torch.no_grad():
+            shown = {
+                p.name: p.constrain(own[p.name]).expand(count, *p.shape)
+                for p in self.problem.own_parameters
+            }
+        return {**draws, **shown, **deterministics(self.problem, draws, own, count)}
+
+    def __repr__(self) -> str:
+        name = type(self.method).__name__
+        about = f" ({', '.join(self.status_sites)})" if self.status_sites else ""
+        count = sum(v.numel() for v in self.posterior.point().values())
+        count += sum(v.numel() for v in self.posterior.own.values())
+        loss = f"{float(self.losses[-1]):.6g}" if len(self.losses) else "unknown"
+        return (
+            f"Fit({name}, {self.status.name}{about}, {count} parameters, "
+            f"{self.problem.size} rows, loss {loss}, {self.steps} steps, "
+            f"{self.seconds:.2f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        table: str = self.summary().to_html(float_format=lambda v: f"{v:.4g}")
+        return f"<p>{html.escape(repr(self))}<br>{html.escape(self.message)}</p>{table}"
+
+
+@undisturbed
+def fit(
+    program: Callable[..., Any] | Problem,
+    data: Any,
+    method: Method,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    rows: Sequence[str] | None = None,
+    total: int | None = None,
+    weights: Any = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    compile: Literal["auto"] | int = "auto",
+    progress: bool | None = None,
+    callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
+) -> Fit:
+    """Fit a Pyro program to data.
+
+    Parameters
+    ----------
+    program
+        Any Pyro callable: a function, a partial, a module. Its observed argument
+        defaults to None, so that it can predict. Or the `problem` of another fit,
+        with None for data, which is fitted without another look at either.
+    data
+        A mapping from the program's argument names to torch tensors, numpy arrays,
+        pandas objects or constants; a DataFrame whose columns are named like the
+        arguments; or a `torch.utils.data.DataLoader` of mappings or tuples, which
+        is fitted in batches of its size, read anew in every epoch. NumPy arrays that
+        are mapped from disk stay there, where `batch_size` is given.
+    method
+        How: `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or a value of your own
+        with `run`.
+    seed
+        Seed of every random number; the same seed gives the same fit.
+    batch_size
+        Rows per step; None takes them all, or as many as the program's data plate
+        draws by itself (``subsample_size=``).
+    rows
+        Names of the arguments with one entry per row, where shapes do not say.
+    total
+        The number of rows of a DataLoader whose data set does not say, or whose
+        sampler visits but some of them.
+    weights
+        One weight per row, shape ``[rows]``, not negative: a row of weight 2
+        counts as two rows.
+    dtype
+        Floating type of all computations; None takes that of the program's own
+        parameters, else the widest of the data.
+    device
+        Where all is computed, ``"cpu"`` or ``"cuda"``: arguments, weights, parameters
+        and buffers are moved there, rows in batches a block at a time. None takes the
+        accelerator that the program's own parameters or the data are on, else the CPU.
+        Random numbers of guides, starts and shuffles are drawn on the CPU, so that
+        they are the same everywhere.
+    compile
+        Whether to compile first-order steps: True before the first one, False never,
+        "auto" once the time still to go promises to repay a compiler's seconds.
+        Searches that end in tens of steps need none. A number compiles from that
+        step on: `compiled_from` of a fit by "auto" repeats it bit for bit.
+    progress
+        Whether to show a progress bar; None shows one on a terminal.
+    callbacks
+        Called as ``callback(step, loss, parameters)`` after every step; a true
+        answer stops the fit.
+
+    Returns
+    -------
+    Fit
+        The result; its `status` says how the fit ended. Ctrl-C returns the fit so
+        far.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If data, program or method cannot be fitted; the sentence names the site,
+        the argument or the row. An error of the program's own is raised as it is.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     p = pyro.sample("p", dist.Beta(10.0, 10.0))
+    ...     with pyro.plate("tosses", 10):
+    ...         pyro.sample("y", dist.Bernoulli(p), obs=y)
+    >>> heads = torch.tensor([1.0] * 6 + [0.0] * 4)
+    >>> probsl.fit(program, {"y": heads}, probsl.MLE()).point()
+    {'p': tensor(0.6000)}
+    >>> probsl.fit(program, {"y": heads}, probsl.MAP()).point()
+    {'p': tensor(0.5357)}
+    """
+    _check_method(method)
+    _check_callbacks(callbacks)
+    seed = whole_number("seed", seed, least=0)
+    if compile != "auto":
+        compile = _first_compiled(compile)
+    started = time.perf_counter()
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size)
+    problem = _bound(
+        program,
+        data,
+        rows=rows,
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        total=total,
+        place=_first_place(method),
+    )
+    if isinstance(problem.source, StreamedRows):
+        batch_size = problem.source.batch_size
+    if batch_size is None:
+        batch_size = problem.own_batch_size
+    if batch_size is not None:
+        check_batches(problem, batch_size)
+        batch_size = None if batch_size >= problem.size else batch_size
+    run = Run(seed, batch_size, progress, tuple(callbacks), compile)
+    with problem.isolated(seed):
+        outcome = method.run(problem, run)
+    return Fit(
+        problem=problem,
+        method=method,
+        seed=seed,
+        posterior=outcome.posterior,
+        status=outcome.status,
+        status_sites=outcome.sites,
+        losses=outcome.losses,
+        steps=outcome.steps,
+        seconds=time.perf_counter() - started,
+        note="; ".join(filter(None, (outcome.note, _own_batches(problem, batch_size)))),
+        compiled_from=outcome.compiled_from,
+        basins=outcome.basins,
+    )
+
+
+def _bound(
+    program: Callable[..., Any] | Problem, data: Any, *, weights: Any, **options: Any
+) -> Problem:
+    """Bind a program to data, unless it is a problem, which is bound already."""
+    if not isinstance(program, Problem):
+        return Problem.build(program, data, weights=weights, **options)
+    asked = {"data": data} | {
+        n: options[n] for n in ("rows", "dtype", "device", "total")
+    }
+    given = [name for name, value in asked.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} must be None, because a problem has its data already; give "
+            "the program to bind it to other data"
+        )
+    return program if weights is None else program.reweighted(weights)
+
+
+def _own_batches(problem: Problem, batch_size: int | None) -> str:
+    """Say of batches that the program asks for them itself."""
+    plate = problem.data_plate
+    if plate is None or batch_size is None or batch_size != problem.own_batch_size:
+        return ""
+    return f"batches of {batch_size} rows, as plate '{plate.name}' draws"
+
+
+@undisturbed
+def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tensor:
+    """Return the log predictive density of each row of held-out data.
+
+    Parameters
+    ----------
+    fit
+        The fit to score.
+    data
+        Inputs and observed values, in any form that `probsl.fit` takes.
+    draws
+        Draws of the posterior to average over; a point needs one.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    Tensor
+        ``log mean_s p(row | draw s)``, shape ``[rows]``, never scaled or weighted.
+
+    Examples
+    --------
+    >>> import probsl, pyro, pyro.distributions as dist, torch
+    >>> def program(y=None):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("data", len(y)):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> fit = probsl.fit(program, {"y": torch.tensor([1.0, 3.0])}, probsl.MLE())
+    >>> probsl.log_score(fit, {"y": torch.tensor([2.0])})
+    tensor([-0.9189])
+    """
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit must be what probsl.fit returns, got {fit!r}")
+    draws = whole_number("draws", draws)
+    problem = fit.problem.with_data(data)
+    local = any(problem.is_local(s) for s in problem.latents)
+    count = 1 if fit.posterior.is_point and not local else draws
+    return log_score_rows(
+        problem,
+        fit.posterior.draw(count, seed),
+        fit.posterior.own,
+        count=count,
+        seed=seed + 1,
+    )
+
+
+def _check_method(method: Any) -> None:
+    """Refuse what is no method; a Pyro SVI has a `run` too, but of another kind."""
+    runs = callable(getattr(method, "run", None))
+    if isinstance(method, type):
+        made = f"make one of it: {method.__name__}()" if runs else "give one of those"
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got the class {method.__name__}; {made}"
+        )
+    if not runs or type(method).__module__.startswith("pyro."):
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got {method!r}"
+        )
+
+
+def _first_place(method: Any) -> Place:
+    """Return where the latents are in the program's first run: where `start` says."""
+    start = getattr(method, "start", None)
+    if isinstance(start, Fit):
+        start = start.point()
+    return Place(given=dict(start) if isinstance(start, Mapping) else {})
+
+
+def _first_compiled(compile: Any) -> int:
+    """Return the step from which on to compile; 0 is never."""
+    try:
+        return whole_number("compile", compile, least=0)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "compile must be 'auto', True, False or the step to compile from, got "
+            f"{compile!r}"
+        ) from None
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    listed = not callable(callbacks) and isinstance(callbacks, Iterable)
+    if not listed or not all(map(callable, callbacks)):
+        raise TypeError(
+            "callbacks must be functions in a list or tuple, such as "
+            f"callbacks=[report], got {callbacks!r}"
+        )

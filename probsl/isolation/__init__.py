@@ -1,0 +1,1 @@
+"""What surrounds a call, kept from it and left as it was."""

@@ -1,0 +1,1 @@
+"""Guides, and the bound that they maximize."""

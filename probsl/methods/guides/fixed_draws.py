@@ -1,0 +1,227 @@
+"""Maximizing a bound over draws that stay the same, as many as it needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from probsl.contract import Run, Status
+from probsl.methods.guides.elbo import ELBO, GUIDE
+from probsl.methods.guides.fresh_draws import fresh_bound
+from probsl.methods.guides.many_draws import ManyDraws
+from probsl.methods.guides.whitening import whitened
+from probsl.methods.progress import watching
+from probsl.methods.search import NEWTON_LIMIT, Found, search_exactly
+from probsl.noise.standardized import standardized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from probsl.noise.record import NoiseRecord
+
+
+# Fixed draws are for problems whose draws times rows fit in memory many times over.
+_ELEMENTS = 4_000_000
+_DIMENSIONS = 100
+_LEAST_DRAWS, _MOST_DRAWS = 64, 16_384
+# Draws one after the other are for problems of so many draws times milliseconds.
+_LOOPED_DRAWS = 256
+# What the bound may still gain in all, in nats, where no tolerance is given.
+_GAIN = 1e-7
+# Fresh draws that promise more than so many nats ask for more draws.
+_PROMISE = 0.02
+
+
+def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
+    """Return why no draws can be fixed, in a clause; empty where they can."""
+    problem = bound.problem
+    if not noise.replayable:
+        return f"numbers drawn by {noise.obstacle} cannot be fixed"
+    if not noise.reparameterizable:
+        return "the guide's draws have no gradients"
+    kinks = [s for s in problem.sites if s.kinked]
+    if kinks:
+        # Averaged over fixed draws a kink is many kinks, on which a search stalls.
+        what = "prior" if kinks[0].latent else "likelihood"
+        return f"the {what} of '{kinks[0].name}' has a kink"
+    count, dimension = least_draws(noise), noise.dimension
+    if dimension > _DIMENSIONS or not _fits(bound, noise, count):
+        return (
+            f"{dimension} latent numbers with {problem.size} rows are too many for "
+            "fixed draws"
+        )
+    # As many parameters as draws times dimensions could fit the draws themselves.
+    if bound.layout.size > count * max(dimension, 1) / 2:
+        return "the guide has parameters enough to fit the draws themselves"
+    return ""
+
+
+def least_draws(noise: NoiseRecord) -> int:
+    """Return how many draws to begin with: half of them span the space twice."""
+    wanted = max(4 * noise.dimension, _LEAST_DRAWS)
+    return int(2 ** math.ceil(math.log2(wanted)))
+
+
+def _fits(bound: ELBO, noise: NoiseRecord, count: int) -> bool:
+    return count * max(bound.problem.size, noise.dimension) <= _ELEMENTS
+
+
+def search_with_fixed_draws(
+    run: Run,
+    bound: ELBO,
+    noise: NoiseRecord,
+    factor: Tensor | None,
+    *,
+    tolerance: float | None,
+    max_steps: int | None,
+) -> tuple[Found | None, str]:
+    """Maximize the average over fixed draws, as many as fresh draws ask for.
+
+    Parameters
+    ----------
+    run, bound, noise
+        The seed and callbacks, the bound, and what one estimate of it draws.
+    factor
+        Cholesky factor of the latents' covariance where the guide begins, if known.
+    tolerance
+        What the best step may still gain per row; None: next to nothing.
+    max_steps
+        Steps at most, in all.
+
+    Returns
+    -------
+    tuple
+        Where the search ended, or None if fixed draws cannot be trusted; and what to
+        say of it.
+    """
+    count = least_draws(noise)
+    many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
+    if many.way == "loop" and count > _LOOPED_DRAWS:
+        return None, f"draws cannot be taken together ({many.reason})"
+    most = _LOOPED_DRAWS if many.way == "loop" else _MOST_DRAWS
+    search = _Search(run, bound, noise, many, tolerance, max_steps)
+    x, ran_off = bound.start, False
+    while True:
+        found = search.minimize(x, count, factor if x is bound.start else None)
+        note = f"with {count} fixed draws"
+        if many.way == "loop":
+            note += f", one by one ({many.reason})"
+        if search.spent or found.status not in (Status.CONVERGED, Status.UNBOUNDED):
+            stalled = found.status is Status.STALLED
+            why = f"the search over {count} fixed draws stalled"
+            return (None, why) if stalled else (found, note)
+        fresh = fresh_bound(bound, many, noise, found.x, run.seed)
+        sound = found.status is Status.CONVERGED and fresh.supports(found.value)
+        if sound and fresh.promise <= _PROMISE:
+            return found, f"{note}; {fresh}"
+        again = ran_off and found.status is Status.UNBOUNDED
+        if again or 4 * count > most or not _fits(bound, noise, 4 * count):
+            break
+        count, ran_off = 4 * count, found.status is Status.UNBOUNDED
+        x = found.x if sound else bound.start
+    if sound:
+        more = f"fresh draws promise {fresh.promise:.2g} nats more"
+        return found, f"{note}; {fresh}; {more}"
+    if found.status is Status.UNBOUNDED:
+        if not found.sites:
+            note += "; the guide spreads over latents that neither prior nor data hold"
+        return found, note
+    return None, f"{count} fixed draws give {-found.value:.6g}, fresh ones {fresh}"
+
+
+@dataclass(eq=False)
+class _Search:
+    """Searches one after the other, each over more draws."""
+
+    run: Run
+    bound: ELBO
+    noise: NoiseRecord
+    many: ManyDraws
+    tolerance: float | None
+    max_steps: int | None
+    spent: bool = False
+    losses: Tensor | None = None
+
+    def minimize(self, x: Tensor, count: int, factor: Tensor | None) -> Found:
+        """Minimize the average over draws of a number, from a guide on."""
+        bound, size = self.bound, self.bound.problem.size
+        draws = standardized(self.noise, count, self.run.seed)
+        near = whitened(bound, x, factor)
+        start, layout = x, bound.layout
+        raw: Callable[[Tensor], Tensor] = _same
+        if near is not None:
+            start, layout, raw = near.start, near.layout, near.raw
+
+        def objective(point: Tensor) -> Tensor:
+            return size * self.many(raw(point), draws).mean()
+
+        taken = 0 if self.losses is None else len(self.losses) - 1
+        left = None if self.max_steps is None else max(self.max_steps - taken, 1)
+        with watching(self.run, 1, self.max_steps) as callback:
+            found = search_exactly(
+                objective,
+                start,
+                layout,
+                1,
+                tolerance=self._nats(objective, start),
+                max_steps=left,
+                idle="ignore",
+                newton_limit=self._newton_limit(whitened=near is not None),
+                callback=lambda step, loss, point: callback(
+                    taken + step, loss, raw(point)
+                ),
+            )
+        losses = found.losses
+        if self.losses is not None:
+            losses = torch.cat([self.losses, losses[1:]])
+        self.losses = losses
+        self.spent = found.status is Status.INTERRUPTED or (
+            found.status is not Status.CONVERGED and found.steps == left
+        )
+        found = replace(
+            found,
+            x=raw(found.x).detach(),
+            losses=losses,
+            steps=len(losses) - 1,
+        )
+        return _without_guide(found)
+
+    def _nats(self, objective: Callable[[Tensor], Tensor], start: Tensor) -> float:
+        """Return what a step must gain to be worth taking, no less than rounding."""
+        if self.tolerance is not None:
+            return self.tolerance * self.bound.problem.size
+        with torch.no_grad():
+            height = abs(float(objective(start)))
+        rounding = 10 * torch.finfo(start.dtype).eps * max(height, 1.0)
+        return max(_GAIN, rounding)
+
+    def _newton_limit(self, *, whitened: bool) -> int:
+        """Return up to how many coordinates Newton's steps finish the search.
+
+        Whitened coordinates need none, but for parameters without a prior, which the
+        data may leave free.
+        """
+        free = not whitened or self.bound.problem.own_parameters
+        return NEWTON_LIMIT if free and not self.bound.guide.redundant else 0
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _without_guide(found: Found) -> Found:
+    """Judge an ending by the distribution, not by the guide's parameters.
+
+    A direction in them that leaves the distribution as it is does no harm, nor one
+    that runs off while the distribution tends to a limit.
+    """
+    own = tuple(name for name in found.sites if not name.startswith(GUIDE))
+    harmless = found.status is Status.UNIDENTIFIED or (
+        found.status is Status.UNBOUNDED and found.flattening
+    )
+    status = Status.CONVERGED if harmless and not own else found.status
+    return replace(found, status=status, sites=own)

@@ -1,0 +1,170 @@
+"""Where a guide begins: in Laplace's way at the mode, or where its bound is finite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from probsl.engine.ending import Ending
+from probsl.engine.minimize.minimize import minimize
+from probsl.methods.guides.checks import refuse_reaching, refuse_unbounded
+from probsl.methods.guides.elbo import ELBO
+from probsl.methods.guides.forms import (
+    Guide,
+    GuideForm,
+    GuideStart,
+    begins_by_itself,
+    prepare,
+)
+from probsl.methods.search import NEWTON_LIMIT, example_of
+from probsl.methods.starts import Start, feasible_start
+from probsl.noise.record import NoiseRecord, record
+from probsl.program.batch_checks import check_guide_batches
+
+if TYPE_CHECKING:
+    from probsl.contract import Run
+    from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
+
+
+# So many draws say whether a bound is finite.
+_TRIED_DRAWS = 64
+
+
+def initialized(
+    problem: Problem,
+    form: GuideForm,
+    weights: dict[str, float],
+    start: Start,
+    run: Run,
+) -> tuple[ELBO, NoiseRecord, Tensor | None]:
+    """Return the bound of a guide that begins where the bound is finite.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    form
+        The guide, in any form that `SVI` takes.
+    weights
+        Site -> factor of its log prior.
+    start
+        As in `SVI`.
+    run
+        The seed, and the size of a batch.
+
+    Returns
+    -------
+    tuple
+        The bound, what the guide draws for one estimate of it, and the Cholesky factor
+        of the latents' covariance where it begins, if known.
+
+    Raises
+    ------
+    ValueError
+        If the guide cannot be trained on the problem.
+    """
+    refuse_unbounded(problem, form)
+    example = example_of(problem, run)
+
+    def begun(beginning: GuideStart) -> tuple[ELBO, NoiseRecord]:
+        guide = prepare(problem, form, beginning)
+        refuse_reaching(problem, guide)
+        _refuse_unweighable(problem, guide)
+        if run.batch_size is not None:
+            own = {p.name: p.start for p in guide.functional.own_parameters}
+            check_guide_batches(
+                problem, lambda rows: guide.score(own, rows), run.batch_size
+            )
+        bound = ELBO(problem, guide, weights, start)
+        noise = record(lambda: bound.estimate(bound.start, example))
+        _refuse_detached(noise, guide)
+        return bound, noise
+
+    if begins_by_itself(problem, form):
+        return (*begun(GuideStart({}, None)), None)
+    *better, near = _beginnings(problem, weights, start, run.seed)
+    for beginning in better:
+        bound, noise = begun(beginning)
+        if _is_finite(bound, noise, example):
+            return bound, noise, beginning.factor
+    return (*begun(near), near.factor)
+
+
+def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
+    """Whether the bound is finite where it begins, at some fixed draws."""
+    if not noise.replayable:
+        return True
+    draws = noise.draw(_TRIED_DRAWS, torch.Generator("cpu").manual_seed(0))
+    with torch.no_grad():
+        try:
+            return bool(
+                bound.averaged(bound.start, noise, draws, batch).isfinite().all()
+            )
+        except RuntimeError:  # what torch cannot vectorize is tried step by step
+            return True
+
+
+def _beginnings(
+    problem: Problem, weights: dict[str, float], start: Start, seed: int
+) -> list[GuideStart]:
+    """Return where an automatic guide may begin, the best place first.
+
+    That is around given values; else in Laplace's way, unless the mode is so flat
+    that draws around it overflow; then near zero in unconstrained space.
+    """
+    layout = problem.coordinates()
+
+    def objective(point: Tensor) -> Tensor:
+        values, jacobian = layout.constrain_with_jacobian(point, problem.weight_rows)
+        density = problem.log_density(values, values, prior_weights=weights)
+        return -(density + jacobian) / problem.size
+
+    x = feasible_start(objective, problem, layout, start, seed)
+
+    def at(point: Tensor) -> dict[str, Tensor]:
+        values = layout.constrain(point)
+        return {s.name: values[s.name].detach() for s in problem.latents}
+
+    near = GuideStart(at(x), None)
+    if start is not None or len(x) > NEWTON_LIMIT:
+        return [near]
+    mode = minimize(objective, x, max_steps=100)
+    if mode.ending is Ending.INTERRUPTED:
+        raise KeyboardInterrupt
+    if mode.ending is not Ending.CONVERGED or mode.hessian is None:
+        return [near]
+    size = sum(e.flat_shape.numel() for e in layout.entries if e.name in near.values)
+    precision = mode.hessian[:size, :size].detach() * problem.size
+    inverse, singular = torch.linalg.inv_ex(precision)
+    factor, failed = torch.linalg.cholesky_ex(inverse)
+    if singular or failed:
+        return [near]
+    return [GuideStart(at(mode.x.detach()), factor), near]
+
+
+def _refuse_detached(noise: NoiseRecord, guide: Guide) -> None:
+    if noise.detached:
+        raise ValueError(
+            f"guide {guide.name} draws without gradients (a distribution's sample, "
+            "not rsample); use reparameterized distributions in the guide"
+        )
+
+
+def _refuse_unweighable(problem: Problem, guide: Guide) -> None:
+    """Refuse row weights where the guide joins the rows' own latents in one."""
+    local = [s.name for s in problem.latents if problem.is_local(s)]
+    if problem.weights is None or not local:
+        return
+    own = {p.name: p.start for p in guide.functional.own_parameters}
+    messages = guide.score(own, problem.batch()).messages
+    plate = problem.data_plate
+    for name in local:
+        plates = {f.name for f in messages[name]["cond_indep_stack"]}
+        if plate is not None and plate.name not in plates:
+            raise ValueError(
+                f"weights cannot reach '{name}', one latent per row, in guide "
+                f"{guide.name}, which has no plate '{plate.name}'; use AutoNormal"
+            )

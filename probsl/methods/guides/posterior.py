@@ -1,0 +1,151 @@
+"""Where a fit by a guide leaves the latents: the guide's distribution."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from probsl.draws.mapped import map_draws
+from probsl.methods.endings import broken_sites
+from probsl.noise.record import NoiseRecord, record
+from probsl.noise.standardized import standardized
+from probsl.program.scoring import Batch, total, weighted_terms
+from probsl.program.supports import bijection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from probsl.methods.guides.forms import Guide
+    from probsl.program.problem import Problem
+
+
+_REPRESENTATIVE_ELEMENTS = 20_000_000
+
+
+class GuidePosterior:
+    """The distribution of a guide with its final parameters.
+
+    Attributes
+    ----------
+    own
+        Own parameter of the program -> unconstrained value.
+    guide_own
+        Own parameter of the guide -> unconstrained value.
+    prior_weights
+        Site -> factor of its log prior in the density that the guide approximates.
+    """
+
+    is_point = False
+
+    def __init__(
+        self,
+        problem: Problem,
+        guide: Guide,
+        guide_own: dict[str, Tensor],
+        own: dict[str, Tensor],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.own = own
+        self.prior_weights = dict(weights or {})
+        self.guide_own = guide_own
+        self._problem = problem
+        self._guide = guide
+
+    def point(self) -> dict[str, Tensor]:
+        """Return the mean of every latent.
+
+        Where the mean lies outside the support (a correlation's Cholesky factor),
+        it is taken in unconstrained space.
+        """
+        return {
+            name: self._mean(name, draws)
+            for name, draws in self._representative.items()
+        }
+
+    def draw(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Return independent draws of every latent, ``[count, ...]``."""
+        return self._independent(self._values, count, seed)
+
+    def log_density(self, count: int, seed: int) -> Tensor:
+        """Return the guide's log density, ``[count]``, at what `draw` returns."""
+        return self._independent(self._log_density, count, seed)["log_q"]
+
+    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the log density that the guide approximates, at values of the latents.
+
+        It has the weights of priors and rows that the fit had, whichever method asked
+        for it, and is a scalar.
+        """
+        own = {name: value.detach() for name, value in self.own.items()}
+        return self._problem.log_density(values, own, prior_weights=self.prior_weights)
+
+    def _independent(
+        self, function: Callable[[], dict[str, Tensor]], count: int, seed: int
+    ) -> dict[str, Tensor]:
+        problem = self._problem
+        with problem.isolated(seed), torch.no_grad():
+            if self._noise.replayable:
+                generator = torch.Generator("cpu").manual_seed(seed)
+                return self._drawn(function, self._noise.draw(count, generator))
+            return map_draws(lambda _: function(), {}, count, self._elements)
+
+    def broken_sites(self) -> tuple[str, ...]:
+        """Name the sites whose log density is not finite at a draw."""
+        draw = {name: value[0] for name, value in self.draw(1, 0).items()}
+        return broken_sites(self._problem, draw, self.own)
+
+    def representative_draws(self, count: int) -> dict[str, Tensor]:
+        """Return draws spread like the guide, with its exact moments if Gaussian."""
+        if not self._noise.replayable:
+            return self.draw(count, 0)
+        with self._problem.isolated(), torch.no_grad():
+            return self._drawn(self._values, standardized(self._noise, count, 0))
+
+    @cached_property
+    def _representative(self) -> dict[str, Tensor]:
+        elements = max(self._elements, 1)
+        return self.representative_draws(
+            max(64, min(4096, _REPRESENTATIVE_ELEMENTS // elements))
+        )
+
+    @property
+    def _elements(self) -> int:
+        return sum(s.shape.numel() for s in self._problem.latents)
+
+    @cached_property
+    def _noise(self) -> NoiseRecord:
+        with self._problem.isolated(), torch.no_grad():
+            return record(self._values)
+
+    def _drawn(
+        self, function: Callable[[], dict[str, Tensor]], noise: Tensor
+    ) -> dict[str, Tensor]:
+        def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+            with self._noise.supply(draw["noise"]):
+                return function()
+
+        return map_draws(one, {"noise": noise}, len(noise), self._elements)
+
+    def _values(self) -> dict[str, Tensor]:
+        values = self._guide.score(self.guide_own, self._problem.batch()).values
+        return {s.name: values[s.name] for s in self._problem.latents}
+
+    def _log_density(self) -> dict[str, Tensor]:
+        # The density itself has no row weights, unlike the term of the objective.
+        batch = Batch(self._problem.arguments.values)
+        scoring = self._guide.score(self.guide_own, batch)
+        return {
+            "log_q": total(weighted_terms(scoring, self._problem.data_plate, batch))
+        }
+
+    def _mean(self, name: str, draws: Tensor) -> Tensor:
+        support = self._problem.site(name).support
+        mean = draws.mean(0)
+        if bool(support.check(mean).all()):
+            return mean
+        transform = bijection(support)
+        image: Tensor = transform(transform.inv(draws).mean(0))
+        return image

@@ -1,0 +1,1 @@
+"""Random numbers as inputs of a program."""

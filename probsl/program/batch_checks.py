@@ -1,0 +1,270 @@
+"""What batches ask of a program and a guide, checked on them before training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probsl.options import whole_number
+from probsl.program.messages import plates_of, visit
+from probsl.program.scoring import Batch
+from probsl.program.sites import Role
+from probsl.program.subsampling import ROW_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from probsl.program.problem import Problem
+    from probsl.program.scoring import Scoring
+
+    Terms = Mapping[str, tuple[Tensor, int | None]]
+
+# Where the densities are compared: near zero in unconstrained space, not at it, where
+# many a dependence vanishes.
+_SPREAD = 0.3
+# What rounding may do to a log density, beside its size and the mean size of all rows'.
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE = 1e-1
+
+
+def check_batches(problem: Problem, batch_size: int) -> None:
+    """Refuse batches where they would not be the same problem.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    batch_size
+        Rows per batch.
+
+    Raises
+    ------
+    ValueError
+        Naming the site, and what to do.
+    """
+    batch_size = whole_number("batch_size", batch_size)
+    problem.refuse_no_rows("batch_size=")
+    if problem.unclear_rows and batch_size < problem.size:
+        raise ValueError(problem.unclear_rows)
+    plate = problem.data_plate
+    if not problem.batch_arrays and plate and plate.size != plate.full_size:
+        raise ValueError(
+            f"plate '{plate.name}' is given {plate.size} of {plate.full_size} entries "
+            "by the program itself; leave subsample out, and let fit draw batches of "
+            "rows with batch_size="
+        )
+    if not problem.batch_arrays:
+        raise ValueError(
+            f"batch_size needs arguments with {problem.size} entries, one per row; "
+            "pass the data as arguments of the program"
+        )
+    local = [s.name for s in problem.latents if problem.is_local(s)]
+    if local and batch_size < problem.size:
+        raise ValueError(
+            f"site '{local[0]}' has one latent per row, and every step fits all of "
+            "them, for which a batch of rows is not enough; fit all rows at once"
+            f"{_at_once(problem)}, or sum it out in the likelihood"
+        )
+    if batch_size < problem.size:
+        _check_run(
+            problem, problem.rows_at(torch.arange(batch_size, device="cpu")), batch_size
+        )
+        audit_batches(problem, batch_size)
+
+
+def _at_once(problem: Problem) -> str:
+    """Say how to have all rows where the program itself asks for some."""
+    return "" if problem.own_batch_size is None else f" (batch_size={problem.size})"
+
+
+def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
+    """Refuse a program that is of another shape on a batch."""
+    own = {p.name: p.start for p in problem.own_parameters}
+    plate = problem.data_plate
+    try:
+        with problem.isolated():
+            messages = visit(
+                lambda: problem.run(own, batch.arguments), place=problem.place
+            )
+    except Exception as error:
+        raise ValueError(
+            f"the program does not run on a batch of {batch_size} rows ({error}); "
+            "size its data plate by its arguments, as in plate('data', len(x))"
+        ) from error
+    frames = [p for m in messages.values() for p in plates_of(m)]
+    sizes = {p.size for p in frames if plate and p.name == plate.name}
+    if sizes != {batch_size}:
+        shown = " and ".join(map(str, sorted(sizes)))
+        raise ValueError(
+            f"plate '{plate and plate.name}' has size {shown} for a batch of "
+            f"{batch_size} rows; size it by the program's arguments, as in "
+            "plate('data', len(x))"
+        )
+    for site in problem.latents:
+        message = messages.get(site.name)
+        if message is not None and message["value"].shape != site.shape:
+            raise ValueError(
+                f"site '{site.name}' has shape {tuple(site.shape)} for some rows and "
+                f"{tuple(message['value'].shape)} for a batch of {batch_size}; size it "
+                "by a constant, not by the rows that happen to be there"
+            )
+
+
+def audit_batches(problem: Problem, batch_size: int) -> None:
+    """Check that the objective of batches is that of all rows in expectation.
+
+    It is if the log density of a row is the same in every batch that the row is in,
+    and that of everything else is the same for every batch; then the factor N / B
+    does the rest. Two batches that differ as much as the rows allow are compared
+    with both of them together, at random values of the latents: four evaluations.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    batch_size
+        Rows per batch.
+
+    Raises
+    ------
+    ValueError
+        Naming the site that depends on which rows are in the batch.
+    """
+    whole, first, last = _batches(problem, batch_size)
+    layout = problem.coordinates()
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(
+        layout.size, generator=generator, dtype=problem.dtype, device="cpu"
+    ).to(problem.device)
+    values = layout.constrain(problem.center(layout) + _SPREAD * x)
+    own = {p.name: p.start for p in problem.own_parameters}
+    with problem.isolated(), torch.no_grad():
+        together, again = (problem.terms(values, own, whole) for _ in range(2))
+        alone = [problem.terms(values, own, batch) for batch in (first, last)]
+    rounding = _ROUNDING.get(problem.dtype, _COARSE)
+    for name, (term, axis) in together.items():
+        if not _same(term, again[name][0], rounding):
+            continue  # the program draws random numbers of its own, such as dropout
+        if axis is None:
+            if not all(_same(term, terms[name][0], rounding) for terms in alone):
+                raise ValueError(_constant_changes(problem, name))
+            continue
+        parts = (
+            term.narrow(axis, 0, batch_size),
+            term.narrow(axis, -batch_size, batch_size),
+        )
+        for part, terms in zip(parts, alone, strict=True):
+            if not _same(part, terms[name][0], rounding):
+                raise ValueError(
+                    f"{_shown(problem, name)}: the log density of a row depends on the "
+                    "other rows of its batch, for example by a mean over them or a "
+                    "scale by their number; compute such numbers of all rows before "
+                    "the fit and pass them as constants, and leave scaling to fit"
+                )
+
+
+def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
+    """Return rows, and the two batches at their ends; the rows differ most there."""
+    count = min(2 * batch_size, problem.size)
+    if problem.source is None or hasattr(problem.source, "at"):
+        last_row = problem.size - 1
+        index = torch.linspace(
+            0, last_row, count, dtype=torch.float64, device="cpu"
+        ).long()
+    else:
+        index = torch.arange(min(count, problem.rows_held), device="cpu")
+    rows = problem.rows_at(index).arguments
+    held = {**problem.arguments.values, **rows}
+    if ROW_INDEX in rows:
+        held |= {n: held[n][rows[ROW_INDEX]] for n in problem.rows}
+    places = torch.arange(len(index), device=problem.device)
+    order = _along(places, (held[n] for n in problem.rows)).argsort()
+    sorted_rows = {n: rows[n][order] for n in problem.batch_arrays}
+    ends = (slice(None), slice(None, batch_size), slice(-batch_size, None))
+    whole, first, last = (
+        Batch({**rows, **{n: v[end] for n, v in sorted_rows.items()}}) for end in ends
+    )
+    return whole, first, last
+
+
+def _along(places: Tensor, arrays: Iterable[Tensor]) -> Tensor:
+    """Return one number per row that all columns have a share in."""
+    along: Any = places * 1e-9
+    for array in arrays:
+        columns = array.reshape(len(array), -1).to(torch.float64)
+        centered = columns - columns.mean(0)
+        along = along + (centered / (centered.std(0) + 1e-12)).mean(1)
+    number: Tensor = along
+    return number
+
+
+def _same(one: Tensor, other: Tensor, rounding: float) -> bool:
+    if one.shape != other.shape:
+        return False
+    one, other = (torch.nan_to_num(t, 0.0, 0.0, 0.0) for t in (one, other))
+    allowed = rounding * (one.abs() + one.abs().mean())
+    return bool(((one - other).abs() <= allowed).all())
+
+
+def _shown(problem: Problem, name: str) -> str:
+    if any(s.name == name for s in problem.sites):
+        return f"site '{name}'"
+    return (
+        f"discrete latent '{problem.sites_with_role(Role.ENUMERATED)[0]}', summed out"
+    )
+
+
+def _constant_changes(problem: Problem, name: str) -> str:
+    """Say what is wrong with a term that is not of the rows and changes with them."""
+    if not any(s.name == name for s in problem.sites):
+        return (
+            f"{_shown(problem, name)}, is shared by the rows, which batches cannot sum "
+            "out; fit all rows at once"
+        )
+    role = problem.site(name).role
+    remedy = (
+        "put it in the data plate, with one entry per row"
+        if role in (Role.FACTOR, Role.OBSERVED)
+        else "compute it of all rows before the fit, and pass it as a constant"
+    )
+    return (
+        f"site '{name}' is outside the data plate, but its log density changes with "
+        f"the rows of a batch; {remedy}"
+    )
+
+
+def check_guide_batches(
+    problem: Problem, score: Callable[[Batch], Scoring], batch_size: int
+) -> None:
+    """Refuse a guide that draws the latents otherwise for other rows.
+
+    Every latent of a fit in batches belongs to all rows, so no batch may move it.
+
+    Parameters
+    ----------
+    problem
+        The program bound to its data.
+    score
+        Runs the guide on a batch.
+    batch_size
+        Rows per batch.
+
+    Raises
+    ------
+    ValueError
+        Naming the site.
+    """
+    _, first, last = _batches(problem, batch_size)
+    drawn = []
+    for batch in (first, last):
+        with problem.isolated(), torch.no_grad():
+            drawn.append(score(batch).values)
+    for site in problem.latents:
+        one, other = (values[site.name] for values in drawn)
+        if not _same(one, other, _ROUNDING.get(problem.dtype, _COARSE)):
+            raise ValueError(
+                f"the guide draws site '{site.name}' otherwise for other rows, but "
+                "all rows share it; let its parameters not depend on the data"
+            )

@@ -1,0 +1,418 @@
+"""A program bound to data: its sites, its rows, and its runs."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from probsl.data.batches import batches_of
+from probsl.data.conversion import Converted
+from probsl.data.rows import (
+    AllRows,
+    StoredRows,
+)
+from probsl.isolation.calls import isolated
+from probsl.program.coordinates import Coordinates, Entry
+from probsl.program.data_plate import (
+    why_no_rows,
+)
+from probsl.program.declared_supports import DeclaredSupports
+from probsl.program.messages import (
+    Plate,
+    Unrolled,
+    is_observation,
+    visit,
+)
+from probsl.program.places import Place
+from probsl.program.scoring import (
+    Batch,
+)
+from probsl.program.sites import Role, Site
+from probsl.program.subsampling import ROW_INDEX, Subsampling
+from probsl.program.supports import bijection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from probsl.data.arguments import Arguments
+    from probsl.engine.steps.feed import Blocks
+    from probsl.program.stateless_callable import OwnParameter, StatelessCallable
+
+_CPU = torch.device("cpu")
+
+_IDENTITY = torch.distributions.transforms.identity_transform
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class BoundProgram:
+    """A program bound to data.
+
+    Attributes
+    ----------
+    program
+        The program with its own parameters made explicit.
+    arguments
+        The arguments it is called with, converted and checked.
+    dtype
+        The floating type of every computation.
+    sites
+        Its sites in order, from one validated dry run.
+    data_plate
+        The outermost plate around the observed sites; None without one.
+    rows
+        Names of the arguments with one entry per row.
+    size
+        The number of rows; of observed values where there is no data plate.
+    weights
+        One weight per row, or None.
+    source
+        Where all rows are, if `arguments` hold only some that stand for them.
+    device
+        The device of every computation.
+    subsampling
+        What plates have that would draw a subsample by themselves; None without any.
+    row_scale
+        How many rows each one stands for: more than one if the program gives its
+        data plate more entries than there are rows.
+    own_scale
+        By what the program multiplies the log densities of what it observes, on
+        average.
+    discrete
+        Observed sites whose log density is that of a probability, and not above 0.
+    place
+        Around which values of the latents the program can be run.
+    unclear_rows
+        Why it is not clear which arguments are rows; empty if it is. Then `rows` are
+        all that may be, and there can be no batches.
+    """
+
+    program: StatelessCallable
+    arguments: Arguments
+    dtype: torch.dtype
+    sites: tuple[Site, ...]
+    data_plate: Plate | None
+    rows: tuple[str, ...]
+    size: int
+    weights: Tensor | None = None
+    source: AllRows | None = None
+    device: torch.device = _CPU
+    subsampling: Subsampling | None = None
+    row_scale: float = 1.0
+    own_scale: float = 1.0
+    discrete: frozenset[str] = frozenset()
+    place: Place = field(default_factory=Place)
+    unclear_rows: str = ""
+
+    def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
+        """Compute in the problem's floating type and on its device for a block.
+
+        See `probsl.isolation.calls.isolated`.
+        """
+        return isolated(self.dtype, seed, device=self.device)
+
+    def all_rows(self) -> Iterator[Batch]:
+        """Yield all rows once, as many at a time as are held, unscaled.
+
+        Together the parts are all rows: each row has its weight, and no more.
+        """
+        if self.source is None:
+            yield Batch(self.arguments.values, self.weights)
+            return
+        for rows, where in self.source.parts():
+            weights = None if self.weights is None else self.weights[where]
+            yield Batch({**self.arguments.values, **rows}, weights)
+
+    def constants(self) -> dict[str, Any]:
+        """Return the arguments that new rows need not bring along."""
+        return {
+            name: Converted(value)
+            for name, value in self.arguments.values.items()
+            if name not in self.rows and (self.has_rows or not torch.is_tensor(value))
+        }
+
+    def refuse_no_rows(self, option: str = "") -> None:
+        """Refuse what needs rows, if there are none.
+
+        Parameters
+        ----------
+        option
+            What the user asked for, if it is an option.
+
+        Raises
+        ------
+        ValueError
+            Saying why there are none, and what would give the program some.
+        """
+        if not self.has_rows:
+            why = why_no_rows(self.sites, self.data_plate)
+            asked = f"{option} needs rows, but " if option else ""
+            raise ValueError(f"{asked}there are no rows to tell apart: {why}")
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s.name}: {s.role.value}" for s in self.sites)
+        return f"Problem({self.size} rows, {sites})"
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """How many rows the program draws by itself; None if it draws none."""
+        plate, drawn = self.data_plate, self.subsampling
+        if plate is None or drawn is None or not self._indexed:
+            return None
+        return min(drawn.seen[plate.name], self.size)
+
+    @property
+    def _indexed(self) -> bool:
+        """Whether the program takes its rows by the index of its data plate."""
+        return (
+            self.has_rows
+            and self.source is None
+            and self.subsampling is not None
+            and self.data_plate is not None
+            and self.data_plate.name in self.subsampling.whole
+        )
+
+    @property
+    def batch_arrays(self) -> dict[str, Any]:
+        """What batches take some rows of: the arguments with one entry per row."""
+        if self._indexed:
+            return {ROW_INDEX: torch.arange(self.size)}
+        return {name: self.arguments.values[name] for name in self.rows}
+
+    @property
+    def information(self) -> float:
+        """How many rows of weight 1 the rows are, by their weights and scales.
+
+        In units of it a common factor of them changes nothing.
+        """
+        size = self.size * self.own_scale
+        if self.weights is None:
+            return size
+        mean = float(self.weights.double().mean())
+        return size * mean if mean > 0 else size
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a vectorized data plate, whose elements are rows."""
+        return self.data_plate is not None and self.data_plate.dim is not None
+
+    @property
+    def rows_held(self) -> int:
+        """The number of rows at hand: all of them, unless there is a `source`."""
+        if self.source is None:
+            return self.size
+        return len(self.arguments.values[self.source.names[0]])
+
+    @property
+    def latents(self) -> tuple[Site, ...]:
+        """The continuous latent sites."""
+        return tuple(s for s in self.sites if s.latent)
+
+    @property
+    def own_parameters(self) -> tuple[OwnParameter, ...]:
+        """The program's own parameters, which have no prior."""
+        return self.program.own_parameters
+
+    def sites_with_role(self, *roles: Role) -> tuple[str, ...]:
+        """Return the names of the sites with one of the given roles."""
+        return tuple(s.name for s in self.sites if s.role in roles)
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The observed sites whose support moves with a latent or own parameter."""
+        return tuple(s.name for s in self.sites if s.moving)
+
+    def site(self, name: str) -> Site:
+        """Return one site by its name."""
+        return next(s for s in self.sites if s.name == name)
+
+    def is_local(self, site: Site) -> bool:
+        """Return whether a site has one entry per row."""
+        plate = self.data_plate
+        return plate is not None and plate.holds(site.name, site.plates)
+
+    def weight_rows(self, name: str, density: Tensor) -> Tensor:
+        """Return a latent's log densities with the weights of their rows."""
+        plate = self.data_plate
+        if self.batch().plain or plate is None or plate.dim is None:
+            return density
+        if name not in {s.name for s in self.latents if self.is_local(s)}:
+            return density
+        return self.batch().weight(density, plate.dim)
+
+    def coordinates(self, names: Sequence[str] | None = None) -> Coordinates:
+        """Return the layout of latents and own parameters in one flat vector.
+
+        Parameters
+        ----------
+        names
+            The latents to lay out; all of them by default. The program's own
+            parameters always follow, unconstrained, under their names.
+        """
+        chosen = [s for s in self.latents if names is None or s.name in names]
+        entries = [Entry(s.name, bijection(s.support), s.shape) for s in chosen]
+        own = [Entry(p.name, _IDENTITY, p.start.shape) for p in self.own_parameters]
+        return Coordinates([*entries, *own])
+
+    def feasible_values(self) -> dict[str, Tensor]:
+        """Return every latent at the problem's place, which is inside its support."""
+        layout = self.coordinates([s.name for s in self.latents])
+        values = layout.constrain(self.center(layout))
+        return {s.name: values[s.name] for s in self.latents}
+
+    def center(self, layout: Coordinates) -> Tensor:
+        """Return the problem's place as a flat vector, zero for other entries."""
+        flat = torch.zeros(layout.size, dtype=self.dtype, device=self.device)
+        for entry, part in layout.split(flat):
+            if entry.name in self.place.around:
+                part.copy_(self.place.around[entry.name])
+        return flat
+
+    def rows_at(self, index: Tensor) -> Batch:
+        """Return some rows as a batch that stands for all of them.
+
+        Parameters
+        ----------
+        index
+            Which rows, shape ``[batch]``; of a DataLoader's rows those at hand.
+        """
+        if isinstance(self.source, StoredRows):
+            rows = self.source.at(index)
+        else:
+            rows = {name: array[index] for name, array in self.batch_arrays.items()}
+        weights = None if self.weights is None else self.weights[index]
+        return self.batch_of(rows, weights)
+
+    def batches(self, batch_size: int, seed: int) -> Blocks:
+        """Return where batches of rows come from, shuffled by a seed."""
+        held = self.batch_arrays if self.source is None else {}
+        return batches_of(
+            self.source,
+            held,
+            self.size,
+            batch_size,
+            seed,
+            weights=self.weights,
+            dtype=self.dtype,
+        )
+
+    def batch_of(
+        self, rows: Mapping[str, Tensor], weights: Tensor | None = None
+    ) -> Batch:
+        """Return given rows as a batch that stands for all; all rows without any.
+
+        Parameters
+        ----------
+        rows
+            Row argument -> its values, shape ``[batch, ...]``.
+        weights
+            Their weights, shape ``[batch]``.
+        """
+        if not rows:
+            return self.batch()
+        length = len(next(iter(rows.values())))
+        arguments = {**self.arguments.values, **rows}
+        return Batch(arguments, weights, self.row_scale * self.size / length)
+
+    def observed_values(
+        self,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        own: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return observed site -> its value, for the rows at hand or other ones.
+
+        Where it depends on latents or own parameters, it does at those given by
+        `values` and `own`, else at where a search would begin.
+        """
+        parameters = own or {p.name: p.start for p in self.own_parameters}
+        given = self.arguments.values if arguments is None else arguments
+        with self.isolated(), torch.no_grad():
+            messages = visit(
+                lambda: self.run(parameters, given), values=values, place=self.place
+            )
+        return {n: m["value"] for n, m in messages.items() if is_observation(m)}
+
+    def observed_digest(self) -> str:
+        """Return a fingerprint of the observed values, to tell data apart."""
+        digests: dict[str, Any] = {}
+        for part in self.all_rows():
+            values = self.observed_values(part.arguments) or {
+                # Of a factor it is not known which arguments it observes.
+                n: v
+                for n, v in part.arguments.items()
+                if torch.is_tensor(v)
+            }
+            for name, value in values.items():
+                digest = digests.setdefault(name, hashlib.sha256(name.encode()))
+                digest.update(value.double().cpu().numpy().tobytes())
+        return ".".join(digest.hexdigest() for digest in digests.values())
+
+    def batch(self) -> Batch:
+        """Return the rows at hand as one batch: all of them, or what stands for them.
+
+        See `source`.
+        """
+        if self.source is None:
+            return Batch(self.arguments.values, self.weights, self.row_scale)
+        weights = self.weights
+        if weights is not None and isinstance(self.source, StoredRows):
+            weights = weights[self.source.index]
+        scale = self.row_scale * self.size / self.rows_held
+        return Batch(self.arguments.values, weights, scale)
+
+    def continuous_program(self) -> Callable[..., Any]:
+        """Return the program without the sites that are summed out, for guides.
+
+        Its latents state their supports as ``probsl.program.supports`` knows them. Its
+        own parameters are at their starts, and its modules stay as they are.
+        """
+        hidden = list(self.sites_with_role(Role.ENUMERATED))
+        own = {p.name: p.start for p in self.own_parameters}
+
+        def program(**arguments: Any) -> Any:
+            with DeclaredSupports(), Unrolled():
+                return self.run(own, arguments)
+
+        return poutine.block(program, hide=hidden) if hidden else program
+
+    def run(self, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Any:
+        """Call the program with its own parameters `own` (unconstrained)."""
+        return self.call(self.program, own, arguments)
+
+    def call(
+        self,
+        function: StatelessCallable,
+        own: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
+    ) -> Any:
+        """Call the program or a guide on the rows that its arguments say."""
+        if self.subsampling is None:
+            return function(own, arguments)
+        given = dict(arguments)
+        with self.taking(given.pop(ROW_INDEX, None)):
+            return function(own, given)
+
+    def taking(self, index: Tensor | None = None) -> AbstractContextManager[None]:
+        """Let the data plate have certain entries for a block; all without `index`."""
+        if self.subsampling is None:
+            return nullcontext()
+        name = self.data_plate.name if self.data_plate else ""
+        return self.subsampling.at(name, index)()
+
+    @property
+    def _priors(self) -> set[str]:
+        """Names of the sites whose log density is no part of the likelihood."""
+        return {s.name for s in self.sites if s.latent or s.scored}
+
+    def _nesting(self) -> int:
+        """Return how many axes on the right plates and batch shapes take."""
+        axes = [-p.dim for s in self.sites for p in s.plates if p.dim is not None]
+        return max([*axes, *(s.batch_axes for s in self.sites)], default=0)

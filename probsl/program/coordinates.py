@@ -1,0 +1,136 @@
+"""Named values as one flat unconstrained vector, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named value in the flat vector.
+
+    Attributes
+    ----------
+    name
+        Site or parameter.
+    transform
+        From the unconstrained value to the constrained one.
+    shape
+        Shape of the constrained value.
+    """
+
+    name: str
+    transform: Any
+    shape: torch.Size
+
+    @property
+    def flat_shape(self) -> torch.Size:
+        """Shape of the unconstrained value."""
+        return torch.Size(self.transform.inverse_shape(self.shape))
+
+
+class Coordinates:
+    """The layout of several values in one flat vector.
+
+    Parameters
+    ----------
+    entries
+        What the vector holds, in order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.distributions import constraints, biject_to
+    >>> from probsl.program.coordinates import Coordinates, Entry
+    >>> positive = biject_to(constraints.positive)
+    >>> layout = Coordinates([Entry("scale", positive, torch.Size([2]))])
+    >>> layout.constrain(torch.zeros(2))
+    {'scale': tensor([1., 1.])}
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = tuple(entries)
+        self.sizes = [e.flat_shape.numel() for e in self.entries]
+        self.size = sum(self.sizes)
+
+    def split(self, flat: Tensor) -> Iterator[tuple[Entry, Tensor]]:
+        """Yield each entry with its unconstrained value from ``flat [size]``."""
+        for entry, part in zip(self.entries, flat.split(self.sizes), strict=True):
+            yield entry, part.reshape(entry.flat_shape)
+
+    def unconstrained(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return name -> unconstrained value."""
+        return {entry.name: part for entry, part in self.split(flat)}
+
+    def constrain(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return name -> constrained value."""
+        return {entry.name: entry.transform(part) for entry, part in self.split(flat)}
+
+    def constrain_with_jacobian(
+        self, flat: Tensor, weigh: Callable[[str, Tensor], Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the constrained values and the log determinant of the Jacobian.
+
+        Parameters
+        ----------
+        flat
+            Unconstrained values, shape ``[size]``.
+        weigh
+            From an entry's name and its log determinants to weighted ones.
+        """
+        values, total = {}, flat.new_zeros(())
+        for entry, part in self.split(flat):
+            value = entry.transform(part)
+            values[entry.name] = value
+            term = entry.transform.log_abs_det_jacobian(part, value)
+            total = total + (weigh(entry.name, term) if weigh else term).sum()
+        return values, total
+
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the flat vector of constrained `values`."""
+        parts = [
+            entry.transform.inv(values[entry.name]).reshape(-1)
+            for entry in self.entries
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def labels(self) -> list[str]:
+        """Name each coordinate: ``"w[0]"``, or the value's name alone.
+
+        Values whose coordinates are not their elements (a simplex, a Cholesky
+        factor) are named as a whole.
+        """
+        result: list[str] = []
+        for entry, size in zip(self.entries, self.sizes, strict=True):
+            if entry.flat_shape == entry.shape:
+                result += element_labels(entry.name, entry.shape)
+            else:
+                result += [entry.name] * size
+        return result
+
+
+def element_labels(name: str, shape: Sequence[int]) -> list[str]:
+    """Name the elements of an array.
+
+    Examples
+    --------
+    >>> from probsl.program.coordinates import element_labels
+    >>> element_labels("w", (2,))
+    ['w[0]', 'w[1]']
+    >>> element_labels("sigma", ())
+    ['sigma']
+    """
+    if not shape:
+        return [name]
+    return [
+        f"{name}[{','.join(map(str, index))}]"
+        for index in product(*(range(size) for size in shape))
+    ]

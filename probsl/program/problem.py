@@ -1,0 +1,436 @@
+"""A program bound to data, and the density that makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probsl.data.arguments import by_name, refuse_unequal_rows
+from probsl.data.conversion import Converted
+from probsl.data.loaders import StreamedRows
+from probsl.data.placement import device_of, floating_type
+from probsl.data.rows import (
+    at_hand,
+    row_weights,
+)
+from probsl.isolation.calls import isolated
+from probsl.program.bound_program import BoundProgram
+from probsl.program.data_plate import (
+    data_plate_of,
+    observed_elements,
+    refuse_other_plate,
+)
+from probsl.program.dry_run import (
+    blaming_batches,
+    check_program,
+    dry_run,
+    refuse_nothing_to_fit,
+)
+from probsl.program.messages import (
+    Plate,
+    scored_value,
+)
+from probsl.program.observed_supports import Edge, edges
+from probsl.program.places import Place
+from probsl.program.reached import reached_sites
+from probsl.program.row_arguments import named_rows
+from probsl.program.scoring import (
+    Batch,
+    Scoring,
+    by_row,
+    is_probability,
+    mean_scale,
+    named_terms,
+    refuse_enumeration,
+    site_terms,
+    total,
+)
+from probsl.program.sites import Role
+from probsl.program.stateless_callable import StatelessCallable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Problem(BoundProgram):
+    """The density of a program's latents, given data.
+
+    See `probsl.program.bound_program.BoundProgram` for its attributes.
+    """
+
+    @classmethod
+    def build(
+        cls,
+        program: Callable[..., Any],
+        data: Any,
+        *,
+        rows: Sequence[str] | None = None,
+        weights: Any = None,
+        dtype: torch.dtype | None = None,
+        labels: Mapping[str, tuple[Any, ...]] | None = None,
+        batch_size: int | None = None,
+        total: int | None = None,
+        device: str | torch.device | None = None,
+        place: Place | None = None,
+        held_out: bool = False,
+    ) -> Problem:
+        """Bind a program to data and take the inventory of its sites.
+
+        Parameters
+        ----------
+        program
+            Any Pyro callable.
+        data
+            Its arguments, see `probsl.fit`.
+        rows
+            Names of the arguments with one entry per row, where shapes do not say.
+        weights
+            One weight per row.
+        dtype
+            The floating type to compute in; None takes the program's or the data's.
+        labels
+            Name -> the categories behind the codes of an argument, if known.
+        batch_size
+            Rows per step, if they are to come in batches: many rows then stay where
+            they are, and the program is only run on some of them.
+        total
+            The number of rows, where a DataLoader cannot tell.
+        device
+            The device to compute on; None takes the program's or the data's.
+        place
+            Where the latents are in the first run; others are tried if the program
+            cannot begin there.
+        held_out
+            Whether the data are only to be scored: they may then lie outside of a
+            support that moves.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the data or the program cannot be fitted; the sentence names the
+            site, the argument or the row.
+        """
+        check_program(program)
+        functional = StatelessCallable(program)
+        arguments, source = at_hand(
+            program,
+            data,
+            rows=rows,
+            labels=labels,
+            batch_size=batch_size,
+            total=total,
+        )
+        dtype = floating_type(arguments, functional.floating_types(), dtype)
+        device = device_of(arguments, functional.devices(), device)
+        arguments = arguments.cast(dtype, device)
+        source = None if source is None else source.read_as(dtype, device)
+        with blaming_batches(source is not None):
+            messages, subsampling, place = dry_run(
+                functional,
+                arguments,
+                dtype,
+                device,
+                rows,
+                place=place or Place(),
+                held_out=held_out,
+            )
+        plate = data_plate_of(messages)
+        with isolated(dtype, device=device), subsampling():
+            sites = reached_sites(functional, arguments, messages, plate, place)
+        refuse_nothing_to_fit(sites, functional)
+        size = plate.size if plate else observed_elements(messages)
+        names: tuple[str, ...] = ()
+        if source is not None:
+            refuse_other_plate(plate, source, arguments)
+            names, size = source.names, source.size
+        problem = cls(
+            program=functional,
+            arguments=arguments,
+            dtype=dtype,
+            sites=sites,
+            data_plate=plate,
+            rows=names,
+            size=size,
+            source=source,
+            device=device,
+            subsampling=subsampling if subsampling.seen else None,
+            row_scale=_row_scale(plate, size),
+            own_scale=mean_scale(messages),
+            discrete=frozenset(n for n, m in messages.items() if is_probability(m)),
+            place=place,
+        )
+        problem._check_enumeration()
+        return problem._with_rows(rows).reweighted(weights)
+
+    def _with_rows(self, rows: Sequence[str] | None) -> Problem:
+        """Return the same problem with the names of the arguments that are rows."""
+        plate = self.data_plate
+        if plate is None or isinstance(self.source, StreamedRows):
+            return self
+        own = {p.name: p.start for p in self.own_parameters}
+        with self.isolated(), torch.no_grad():
+            found, unclear = named_rows(
+                lambda given: self.run(own, given),
+                self.arguments,
+                plate,
+                self.sites,
+                rows,
+            )
+        return replace(self, rows=found, unclear_rows=unclear)
+
+    def with_data(self, data: Any) -> Problem:
+        """Return the same program bound to other data, the rows unweighted.
+
+        Constants may be left out, and categories are coded as they were.
+        """
+        given = {**self.constants(), **by_name(self.program.function, data)}
+        refuse_unequal_rows(self.rows, given)
+        return Problem.build(
+            self.program.function,
+            given,
+            rows=[n for n in self.rows if n in given and not self.unclear_rows] or None,
+            dtype=self.dtype,
+            device=self.device,
+            labels=self.arguments.labels,
+            place=self.place,
+            held_out=True,
+        )
+
+    def with_all_rows(self) -> Problem:
+        """Return the problem with all its rows at hand.
+
+        Raises
+        ------
+        ValueError
+            If they are in a DataLoader, or too many for what is computed of each.
+        """
+        if self.source is None:
+            return self
+        if isinstance(self.source, StreamedRows) or self.size > _MANY_ROWS:
+            why = (
+                "come from a DataLoader"
+                if isinstance(self.source, StreamedRows)
+                else f"are {self.size}, too many to hold with the draws of each"
+            )
+            raise ValueError(
+                f"the rows of this fit {why}, so they cannot all be shown; score some "
+                "with log_score(fit, data), or fit some of them as arrays"
+            )
+        held = {**self.arguments.values, **self.source.arrays}
+        return Problem.build(
+            self.program.function,
+            {name: Converted(value) for name, value in held.items()},
+            rows=self.rows,
+            weights=self.weights,
+            dtype=self.dtype,
+            device=self.device,
+            labels=self.arguments.labels,
+            place=self.place,
+        )
+
+    def reweighted(self, weights: Any) -> Problem:
+        """Return the same problem with other row weights, None for ones."""
+        if weights is not None and isinstance(self.source, StreamedRows):
+            raise ValueError(
+                "weights cannot be matched to the rows of a DataLoader, which come in "
+                "any order; give arrays, and batch_size="
+            )
+        if weights is None:
+            return replace(self, weights=None)
+        self.refuse_no_rows("weights=")
+        return replace(
+            self, weights=row_weights(weights, self.size, self.dtype, self.device)
+        )
+
+    def varying_with_discrete(self) -> set[str]:
+        """Return the names of the deterministics that vary with a discrete latent.
+
+        As that is summed out, they have a distribution given the other latents.
+        """
+        if not self.sites_with_role(Role.ENUMERATED):
+            return set()
+        run = Scoring(self.feasible_values(), {s.name for s in self.sites})
+        own = {p.name: p.start for p in self.own_parameters}
+        with self.isolated(), torch.no_grad():
+            named_terms(
+                lambda: self.run(own, self.arguments.values), run, self._nesting()
+            )
+        names = self.sites_with_role(Role.DETERMINISTIC)
+        return {n for n in names if run.values[n].dim() > len(self.site(n).shape)}
+
+    def log_density(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        batch: Batch | None = None,
+        *,
+        prior_weights: Mapping[str, float | Tensor] | None = None,
+    ) -> Tensor:
+        """Return the log density of data and latents, a scalar.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value; entries of other names are ignored.
+        own
+            Own parameter -> unconstrained value.
+        batch
+            The rows; all of them by default.
+        prior_weights
+            Site -> factor of its log density, 1 where absent; 0 drops the prior, a
+            scalar tensor multiplies it whatever it is.
+        """
+        weights = prior_weights or {}
+        terms = self.terms(values, own, batch or self.batch(), _dropped(weights))
+        for name, weight in weights.items():
+            if name in terms:
+                term, axis = terms[name]
+                terms[name] = (term * weight, axis)
+        return total(terms)
+
+    def log_likelihood_rows(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the log likelihood of each row, unweighted, shape ``[size]``.
+
+        Raises
+        ------
+        ValueError
+            If the program has no vectorized data plate.
+        """
+        self.refuse_no_rows()
+        batch = Batch(self.arguments.values)
+        return by_row(self.terms(values, own, batch, self._priors))
+
+    def log_likelihood(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the log likelihood of all rows with their weights, a scalar."""
+        skip = self._priors
+        together: dict[str, tuple[Tensor, int | None]] = {}
+        for part in self.all_rows():
+            for name, (term, axis) in self.terms(values, own, part, skip).items():
+                # What is not of the rows is in every part, and counts once.
+                before = (
+                    together[name][0] if axis is not None and name in together else 0
+                )
+                together[name] = (before + term.sum(), axis)
+        return total(together)
+
+    def log_density_by_site(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        names: Collection[str],
+    ) -> dict[str, tuple[Tensor, tuple[str | None, ...]]]:
+        """Return the log density of each of some sites, without any weights.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value.
+        own
+            Own parameter -> unconstrained value.
+        names
+            The sites, observed or latent.
+
+        Returns
+        -------
+        dict
+            Site -> (log density, the plate behind each axis or None). Sites joined
+            by discrete latents have one term, see `probsl.program.scoring.named_terms`.
+        """
+        enumerated = self.sites_with_role(Role.ENUMERATED)
+        skip = {s.name for s in self.sites} - {*names, *enumerated}
+        return named_terms(
+            lambda: self.run(own, self.arguments.values),
+            Scoring(values, skip, self.moving, self.discrete),
+            self._nesting() if enumerated else None,
+        )
+
+    def terms(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        batch: Batch,
+        skip: Collection[str] = (),
+    ) -> dict[str, tuple[Tensor, int | None]]:
+        """Return the weighted log density terms of a batch, see `site_terms`.
+
+        Sites named in `skip` are left out.
+        """
+        scoring = Scoring(values, skip, self.moving, self.discrete)
+        terms = site_terms(
+            lambda: self.run(own, batch.arguments),
+            scoring,
+            self.data_plate,
+            batch,
+            self._nesting() if self.sites_with_role(Role.ENUMERATED) else None,
+        )
+        changed = scoring.messages.keys() ^ {s.name for s in self.sites}
+        if changed:
+            raise ValueError(
+                f"site '{min(changed)}' comes and goes between runs; a program must "
+                "reach the same sites whatever the values of its latents and whichever "
+                "rows it has, as in loops over the longest length of all rows"
+            )
+        return terms
+
+    def _check_enumeration(self) -> None:
+        """Refuse discrete latents that cannot be summed out."""
+        if not self.sites_with_role(Role.ENUMERATED):
+            return
+        scoring = Scoring(self.feasible_values())
+        own = {p.name: p.start for p in self.own_parameters}
+        with self.isolated(), torch.no_grad():
+            refuse_enumeration(
+                lambda: self.run(own, self.arguments.values), scoring, self._nesting()
+            )
+
+    def edges(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> list[Edge]:
+        """Return the edges of observed supports that move with the given values.
+
+        Parameters
+        ----------
+        values
+            Latent site -> constrained value.
+        own
+            Own parameter -> unconstrained value.
+        """
+        scoring = Scoring(values, {s.name for s in self.sites})
+        arguments = self.arguments.values
+        if self.sites_with_role(Role.ENUMERATED):
+            named_terms(lambda: self.run(own, arguments), scoring, self._nesting())
+        else:
+            with scoring:
+                self.run(own, arguments)
+        counts, plate = None, self.data_plate
+        if self.weights is not None and plate is not None and plate.dim is not None:
+            counts = (self.weights > 0).reshape(-1, *[1] * (-plate.dim - 1))
+        messages = [scoring.messages[name] for name in self.moving]
+        return [e for m in messages for e in edges(m, scored_value(m), counts)]
+
+
+# Above so many rows nothing is computed that holds every row.
+_MANY_ROWS = 1_000_000
+
+
+def _row_scale(plate: Plate | None, size: int) -> float:
+    if plate is None or plate.size == plate.full_size:
+        return 1.0
+    return plate.full_size / size
+
+
+def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:
+    # A tensor is one of many weights under `vmap`, of which nothing can be asked.
+    return {
+        name
+        for name, weight in prior_weights.items()
+        if not torch.is_tensor(weight) and weight == 0
+    }

@@ -1,0 +1,1 @@
+"""Scores of a fit's predictions."""

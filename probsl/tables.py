@@ -1,0 +1,51 @@
+"""Tables for the terminal, as wide as it is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+
+# Columns of a terminal, and rows of a table that are not left out.
+WIDTH, ROWS = 88, 60
+
+
+def in_width(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield a table in parts that fit a terminal, each of whole fits or columns."""
+    names = list(dict.fromkeys(table.columns.get_level_values(0)))
+    while names:
+        count = next(
+            n
+            for n in range(len(names), 0, -1)
+            if n == 1 or _width(table[names[:n]]) <= WIDTH
+        )
+        yield table[names[:count]]
+        names = names[count:]
+
+
+def _width(table: pd.DataFrame) -> int:
+    return max(map(len, table.to_string(max_rows=ROWS).splitlines()))
+
+
+def printable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of text, numbers with two decimals."""
+    table = table.copy().astype(object)
+    for column in table.columns:
+        table[column] = [
+            ("" if math.isnan(v) else f"{v:.2f}") if isinstance(v, float) else str(v)
+            for v in table[column]
+        ]
+    return table
+
+
+def number(value: float) -> str:
+    """Write four significant digits, and all digits before the point."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}" if digits < 7 else f"{value:.3e}"
