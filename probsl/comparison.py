@@ -1,4 +1,4 @@
-"""Several fits side by side."""
+"""Compares several fits: estimates, shrinkage and scores."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ IN_SPREADS = "moved / sd"
 _LOO = ("elpd_loo", "se_loo", "p_loo", "worst k")
 _RUN = ("status", "steps", "seconds")
 _ORDER = ("status", "log likelihood", "log score", _HELD_OUT, *_LOO, "steps", "seconds")
-# Above this many elements in a fit the tables have one line per site.
+# Above this number of elements in a fit the tables have one row per site.
 _ELEMENTS = 1000
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
-    """Several fits side by side; prints itself.
+    """A comparison of several fits, with a printable form.
 
     Attributes
     ----------
     fits
         Name -> fit.
     reference
-        Name of the fit that movements are measured from.
+        Name of the fit that differences are measured from.
     estimates
         One row per parameter, and for each fit the columns ``estimate, sd, lower,
-        upper`` (a column index of two levels). A point has no spread. Where a fit has
-        more than 1,000 elements there is one row per site, as `Fit.summary` has them.
+        upper`` (a two-level column index). A point has only an estimate. If a fit has
+        more than 1,000 elements there is one row per site, as in `Fit.summary`.
     shrinkage
         One row per parameter, and for each other fit the columns ``moved`` (its
-        estimate less the reference's) and ``moved / sd`` (in standard deviations:
-        the reference's where it has a spread, else those of the first fit with one).
-        In a row of a whole site, ``moved`` is the root mean square of its elements'
-        movements, and the standard deviation their mean one.
+        estimate minus the reference's) and ``moved / sd`` (in standard deviations of
+        the reference, or else of the first fit that has them). In a row for a whole
+        site, ``moved`` is the root mean square difference of its elements, and the
+        standard deviation is the mean over its elements.
     scores
         One row per fit: the status, the log likelihood at the fit's point, the log
-        predictive density of the training rows (``log score``) and, where other data
-        were given, of those (``held out``); for a distribution the leave-one-out log
-        predictive density ``elpd_loo`` with its standard error ``se_loo``, the
-        effective number of parameters ``p_loo`` and the worst Pareto shape
-        ``worst k`` of its importance weights; and the cost. The
-        standard error is that of one sum; that of the difference of two fits of the
-        same rows is often smaller, and follows from `left_out`.
+        predictive density of the training rows (``log score``) and of held-out data if
+        given (``held out``); for a distribution the leave-one-out log predictive
+        density ``elpd_loo`` with its standard error ``se_loo``, the effective number
+        of parameters ``p_loo`` and the largest Pareto shape ``worst k`` of its
+        importance weights; and the steps and seconds. The standard error is that of
+        one fit; that of the difference of two fits to the same rows is often smaller,
+        and can be computed from `left_out`.
     left_out
-        Name -> leave-one-out densities, of the fits that have them: ``elpd_rows`` and
-        ``k_rows`` have one entry per row.
+        Name -> leave-one-out log densities, for fits that have them: ``elpd_rows``
+        and ``k_rows`` have one entry per row.
     notes
-        Name -> why a distribution has no leave-one-out densities.
+        Name -> the reason why a distribution has no leave-one-out densities.
 
     Examples
     --------
@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def caution(self) -> str:
-        """Which scores may be compared, in sentences."""
+        """A statement of which scores may be compared."""
         held_out = _HELD_OUT in self.scores
         problems = [fit.problem for fit in self.fits.values()]
         if len({problem.observed_digest() for problem in problems}) > 1:
@@ -135,7 +135,7 @@ class Comparison:
         )
 
     def _told(self) -> list[str]:
-        """Return sentences about single fits."""
+        """Return sentences about individual fits."""
         told = [
             f"{name}: {fit.message}"
             for name, fit in self.fits.items()
@@ -154,7 +154,7 @@ class Comparison:
         return told
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
-        """Return the tables to print with their titles, their numbers as text."""
+        """Return the titles and tables to print, with numbers formatted as text."""
         tables = [("Estimates", _side_by_side(self.estimates))]
         if len(self.shrinkage.columns):
             by_site = _by_site(self.fits)
@@ -173,29 +173,29 @@ class Comparison:
 def compare(
     fits: Mapping[str, Fit], data: Any = None, reference: str | None = None
 ) -> Comparison:
-    """Put several fits side by side.
+    """Compare several fits.
 
     Parameters
     ----------
     fits
         Name -> fit.
     data
-        Held-out rows to score the fits on.
+        Held-out rows on which to score the fits.
     reference
-        Name of the fit to measure movements from; None takes the first MLE, else
-        the first fit.
+        Name of the fit to measure differences from; None uses the first MLE, or
+        else the first fit.
 
     Returns
     -------
     Comparison
-        Estimates with their spreads, shrinkage, and scores.
+        Estimates with their standard deviations and intervals, shrinkage, and scores.
 
     Raises
     ------
     TypeError
         If `fits` is not a mapping of fits.
     ValueError
-        If it is empty, `reference` names none of them, or `data` do not suit one.
+        If `fits` is empty, `reference` is not one of them, or `data` do not suit one.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def compare(
         if not isinstance(fit, Fit):
             raise TypeError(f"fits['{name}'] is a {type(fit).__name__}, not a Fit")
     reference = default_reference(fits) if reference is None else reference
-    if reference not in list(fits):  # whatever it is: a list has no hash
+    if reference not in list(fits):  # a list: reference may be unhashable
         known = [str(name) for name in fits]
         raise ValueError(
             f"reference '{reference}' names none of the fits ({', '.join(known)})"
@@ -235,7 +235,7 @@ def compare(
     by_site = _by_site(fits)
     by: Literal["site", "element"] = "site" if by_site else "element"
     tables = {name: fit.summary(by=by) for name, fit in fits.items()}
-    # The order of the first fit that has a parameter, not the alphabet's.
+    # Keep the order of the fits; pandas would sort the labels alphabetically.
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
     found = {name: score_fitted_rows(fit) for name, fit in fits.items()}
@@ -254,7 +254,7 @@ def compare(
 
 
 def default_reference(fits: Mapping[str, Fit]) -> str:
-    """Return the name of the first MLE fit, else of the first fit."""
+    """Return the name of the first MLE fit, or else of the first fit."""
     unpenalized = (name for name, fit in fits.items() if isinstance(fit.method, MLE))
     return next(unpenalized, next(iter(fits)))
 
@@ -262,28 +262,28 @@ def default_reference(fits: Mapping[str, Fit]) -> str:
 def movements(
     estimates: pd.DataFrame, reference: str, moved: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Return how far each fit moved from the reference.
+    """Return the difference of each fit from the reference.
 
     Parameters
     ----------
     estimates
-        Those of a `Comparison`.
+        The `estimates` of a `Comparison`.
     reference
         Name of the fit to measure from.
     moved
-        How far each other fit moved, if not by the difference of the estimates.
+        The differences to use instead of those of the estimates.
 
     Returns
     -------
     DataFrame
-        The shrinkage of a `Comparison`.
+        The `shrinkage` of a `Comparison`.
     """
     import pandas as pd
 
     names = list(dict.fromkeys(estimates.columns.get_level_values(0)))
     spread = estimates[reference, "sd"]
     for name in names:
-        # A constant has a spread of zero, which measures nothing.
+        # A constant has standard deviation zero, which cannot be a unit.
         spread = spread.where(spread > 0, estimates[name, "sd"])
     spread = spread.where(spread > 0)
     columns = {}
@@ -308,9 +308,9 @@ def _by_site(fits: Mapping[str, Fit]) -> bool:
 def _distances(
     fits: Mapping[str, Fit], estimates: pd.DataFrame, reference: str
 ) -> pd.DataFrame:
-    """Return the root mean square movement over the elements of each site.
+    """Return the root mean square difference over the elements of each site.
 
-    Means of elements would not do: movements up and down would cancel.
+    In a plain mean, differences of opposite sign would cancel.
     """
     import pandas as pd
 
@@ -343,7 +343,7 @@ def _scores(fit: Fit, fitted: FittedRows, data: Any) -> dict[str, Any]:
 
 
 def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table by fit to print, without intervals and empty columns."""
+    """Return a printable table by fit, without intervals and empty columns."""
     import pandas as pd
 
     columns = {}

@@ -1,4 +1,4 @@
-"""What a fit, a method and a posterior have to do with each other."""
+"""The interfaces between fits, methods and posteriors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Status(Enum):
 
 
 class Posterior(Protocol):
-    """Where a fit leaves the latents: a point or a distribution."""
+    """The latents of a fit: a point or a distribution."""
 
     @property
     def own(self) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class Posterior(Protocol):
 
     @property
     def is_point(self) -> bool:
-        """Whether every draw is the same."""
+        """Whether all draws are equal."""
         ...
 
     def point(self) -> dict[str, Tensor]:
@@ -79,41 +79,41 @@ class Posterior(Protocol):
         ...
 
     def representative_draws(self, count: int) -> dict[str, Tensor]:
-        """Return draws that are evenly spread, for moments and quantiles."""
+        """Return evenly spread draws, to estimate moments and quantiles."""
         ...
 
 
 @runtime_checkable
 class KnowsDensity(Protocol):
-    """A posterior that knows how probable its own draws are, and ought to be."""
+    """A posterior with a known log density and a known target log density."""
 
     def log_density(self, count: int, seed: int) -> Tensor:
-        """Return the log density, ``[count]``, of what `draw` returns."""
+        """Return the log densities, ``[count]``, of the draws that `draw` returns."""
         ...
 
     def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the log density that it approximates, at values of the latents."""
+        """Return the log density that is approximated, at values of the latents."""
         ...
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a method is told about the run, beside the problem.
+    """The options of a run, which a method receives besides the problem.
 
     Attributes
     ----------
     seed
-        Seed of every random number.
+        Seed of all random numbers.
     batch_size
         Rows per step; None for all of them.
     progress
         Whether to show a progress bar; None shows one on a terminal.
     callbacks
         Called as ``callback(step, loss, parameters)`` after every step, with
-        the flat unconstrained vector; a true answer stops the fit.
+        the flat unconstrained vector; a true return value stops the fit.
     compile
-        From which first-order step on they are compiled: True is 1, False never, and
-        "auto" once that promises to pay.
+        The first-order step to compile from: True is 1, False is never, and "auto" is
+        once compiling is expected to save time.
     """
 
     seed: int = 0
@@ -125,18 +125,18 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Basin:
-    """A place where some of several starts ended.
+    """An optimum that one or more of several starts reached.
 
     Attributes
     ----------
     value
         The objective there, summed over rows.
     count
-        How many starts ended there.
+        The number of starts that ended there.
     values
         Latent site or own parameter -> its value.
     status
-        What kind of end it is; None where it was told from the answer by its height.
+        The kind of end; None if it differs from the answer only by its objective.
     """
 
     value: float
@@ -160,7 +160,7 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A way of fitting: a frozen value that turns a problem into an outcome."""
+    """A method of fitting: a frozen object that maps a problem to an outcome."""
 
     def run(self, problem: Problem, run: Run) -> Outcome:
         """Fit the problem; called inside `probsl.isolation.calls.isolated`."""

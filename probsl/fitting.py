@@ -1,4 +1,4 @@
-"""The whole contract on one page: fit, Fit, Method, Outcome, Posterior, Status."""
+"""Fits a program to data by a method, and scores held-out data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# Above this many elements a summary has one line per site.
+# Above this number of elements a summary has one row per site.
 _SUMMARY_ELEMENTS = 1000
 _SUMMARY_DRAWS = 4096
 _SUMMARY_MEMORY = 20_000_000
@@ -35,7 +35,7 @@ _SUMMARY_MEMORY = 20_000_000
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Fit:
-    """The result of a fit, of one shape for every method.
+    """The result of a fit, in the same form for every method.
 
     Attributes
     ----------
@@ -46,25 +46,25 @@ class Fit:
     seed
         The seed of the run.
     posterior
-        Where the latents are: a point or a distribution.
+        The latents: a point or a distribution.
     status
         How the fit ended.
     status_sites
         The sites or elements that the status is about.
     losses
-        The objective by step, summed over rows: a negative log density, or a
+        The objective at each step, summed over rows: a negative log density, or a
         negative evidence lower bound.
     steps
         Steps taken.
     seconds
         Wall time.
     note
-        What the method decided by itself, in a sentence.
+        A sentence on the choices that the method made automatically.
     compiled_from
-        The first step that compiled code took; None where all steps ran eagerly.
+        The first step that was compiled; None if all steps ran eagerly.
     basins
-        Where the starts of a point fit ended, the lowest objective first; empty for
-        one start.
+        The optima that the starts of a point fit reached, the lowest objective first;
+        empty for one start.
 
     Examples
     --------
@@ -96,12 +96,12 @@ class Fit:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Another name of `status_sites`, from before."""
+        """The former name of `status_sites`."""
         return self.status_sites
 
     @property
     def message(self) -> str:
-        """The status in a sentence that names the sites it is about."""
+        """The status as a sentence that names the sites it is about."""
         about = f" ({', '.join(self.status_sites)})" if self.status_sites else ""
         return f"{self.status.name}{about}: {self.status.value}"
 
@@ -112,9 +112,9 @@ class Fit:
         Returns
         -------
         dict
-            Site -> tensor: the latents (for a distribution their mean), the
-            program's own parameters, and deterministics that have no entry per
-            row.
+            Site -> tensor: the latents (for a distribution, their means), the
+            program's own parameters, and the deterministics that do not have one
+            entry per row.
 
         Examples
         --------
@@ -133,7 +133,7 @@ class Fit:
 
     @undisturbed
     def draw(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
-        """Draw from the posterior; a point repeats itself.
+        """Draw from the posterior; all draws of a point are equal.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class Fit:
             Probability of the central interval.
         by
             ``"element"``, or ``"site"`` for the mean of each column over a site's
-            elements; None takes sites above 1,000 elements.
+            elements; None chooses sites above 1,000 elements.
 
         Returns
         -------
@@ -192,7 +192,7 @@ class Fit:
     def log_likelihood(self) -> float:
         """Return the log likelihood of the fitted rows, with their weights, at `point`.
 
-        Discrete latents are summed out; continuous latents are at their values.
+        Discrete latents are summed out; continuous latents are fixed at `point`.
         """
         problem, posterior = self.problem, self.posterior
         with problem.isolated(), torch.no_grad():
@@ -207,9 +207,9 @@ class Fit:
         Parameters
         ----------
         data
-            The new inputs, in any form that `fit` takes. What the program observes is
-            drawn, whether its values are in it or not; a required argument may be
-            None. Constants may be left out.
+            The new inputs, in any form that `fit` accepts. Observed sites are drawn,
+            whether or not their values are given; a required argument may be None.
+            Constants may be omitted.
         draws
             The number of draws.
         seed
@@ -223,7 +223,7 @@ class Fit:
         Raises
         ------
         ValueError
-            If an argument is missing, or a group's size differs from the fitted one.
+            If an argument is missing, or the size of a group differs from the fit.
         """
         draws = whole_number("draws", draws)
         values = self.posterior.draw(draws, seed)
@@ -280,62 +280,62 @@ def fit(
     Parameters
     ----------
     program
-        Any Pyro callable: a function, a partial, a module. Its observed argument
-        defaults to None, so that it can predict. Or the `problem` of another fit,
-        with None for data, which is fitted without another look at either.
+        Any Pyro callable: a function, a partial or a module. Its observed argument
+        should default to None, so that the program can also predict. Or the `problem`
+        of another fit, with None for `data`, which is fitted again as it is bound.
     data
         A mapping from the program's argument names to torch tensors, numpy arrays,
         pandas objects or constants; a DataFrame whose columns are named like the
         arguments; or a `torch.utils.data.DataLoader` of mappings or tuples, which
-        is fitted in batches of its size, read anew in every epoch. NumPy arrays that
-        are mapped from disk stay there, where `batch_size` is given.
+        is fitted in its own batches and read again in every epoch. Memory-mapped
+        NumPy arrays stay on disk if `batch_size` is given.
     method
-        How: `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or a value of your own
-        with `run`.
+        `probsl.MLE`, `probsl.MAP`, `probsl.SVI`, or your own object with a `run`
+        method.
     seed
-        Seed of every random number; the same seed gives the same fit.
+        Seed of all random numbers; the same seed gives the same fit.
     batch_size
-        Rows per step; None takes them all, or as many as the program's data plate
-        draws by itself (``subsample_size=``).
+        Rows per step; None uses all rows, or the ``subsample_size=`` of the program's
+        data plate if it has one.
     rows
-        Names of the arguments with one entry per row, where shapes do not say.
+        Names of the arguments with one entry per row, if shapes are ambiguous.
     total
-        The number of rows of a DataLoader whose data set does not say, or whose
-        sampler visits but some of them.
+        The number of rows of a DataLoader whose data set has no length, or whose
+        sampler visits only some of the rows.
     weights
-        One weight per row, shape ``[rows]``, not negative: a row of weight 2
+        One nonnegative weight per row, shape ``[rows]``: a row of weight 2
         counts as two rows.
     dtype
-        Floating type of all computations; None takes that of the program's own
-        parameters, else the widest of the data.
+        Floating type of all computations; None uses that of the program's own
+        parameters, or else the widest type in the data.
     device
-        Where all is computed, ``"cpu"`` or ``"cuda"``: arguments, weights, parameters
-        and buffers are moved there, rows in batches a block at a time. None takes the
-        accelerator that the program's own parameters or the data are on, else the CPU.
-        Random numbers of guides, starts and shuffles are drawn on the CPU, so that
-        they are the same everywhere.
+        The device of all computations, ``"cpu"`` or ``"cuda"``: arguments, weights,
+        parameters and buffers are moved there, batches a block at a time. None uses
+        the accelerator that holds the program's own parameters or the data, else the
+        CPU. Random numbers of guides, starts and shuffles are drawn on the CPU, so
+        that they are the same on every device.
     compile
-        Whether to compile first-order steps: True before the first one, False never,
-        "auto" once the time still to go promises to repay a compiler's seconds.
-        Searches that end in tens of steps need none. A number compiles from that
-        step on: `compiled_from` of a fit by "auto" repeats it bit for bit.
+        Whether to compile first-order steps: True from the first one, False never,
+        "auto" once the expected savings exceed the compile time. Searches that end
+        in tens of steps are not compiled. A number compiles from that step on:
+        passing `compiled_from` of an "auto" fit repeats that fit bit for bit.
     progress
         Whether to show a progress bar; None shows one on a terminal.
     callbacks
         Called as ``callback(step, loss, parameters)`` after every step; a true
-        answer stops the fit.
+        return value stops the fit.
 
     Returns
     -------
     Fit
-        The result; its `status` says how the fit ended. Ctrl-C returns the fit so
-        far.
+        The result; its `status` says how the fit ended. Ctrl-C stops the fit and
+        returns the current state.
 
     Raises
     ------
     ValueError, TypeError
-        If data, program or method cannot be fitted; the sentence names the site,
-        the argument or the row. An error of the program's own is raised as it is.
+        If data, program or method cannot be fitted; the message names the site,
+        the argument or the row. Errors raised by the program are not wrapped.
 
     Examples
     --------
@@ -414,7 +414,7 @@ def _bound(
 
 
 def _own_batches(problem: Problem, batch_size: int | None) -> str:
-    """Say of batches that the program asks for them itself."""
+    """Return a note if the batch size is the program's own subsample size."""
     plate = problem.data_plate
     if plate is None or batch_size is None or batch_size != problem.own_batch_size:
         return ""
@@ -430,16 +430,16 @@ def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tenso
     fit
         The fit to score.
     data
-        Inputs and observed values, in any form that `probsl.fit` takes.
+        Inputs and observed values, in any form that `probsl.fit` accepts.
     draws
-        Draws of the posterior to average over; a point needs one.
+        The number of posterior draws to average over; a point needs only one.
     seed
         Seed of the draws.
 
     Returns
     -------
     Tensor
-        ``log mean_s p(row | draw s)``, shape ``[rows]``, never scaled or weighted.
+        ``log mean_s p(row | draw s)``, shape ``[rows]``, without scales or weights.
 
     Examples
     --------
@@ -468,7 +468,7 @@ def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tenso
 
 
 def _check_method(method: Any) -> None:
-    """Refuse what is no method; a Pyro SVI has a `run` too, but of another kind."""
+    """Raise if this is not a method; the `run` of a Pyro SVI does not qualify."""
     runs = callable(getattr(method, "run", None))
     if isinstance(method, type):
         made = f"make one of it: {method.__name__}()" if runs else "give one of those"
@@ -484,7 +484,7 @@ def _check_method(method: Any) -> None:
 
 
 def _first_place(method: Any) -> Place:
-    """Return where the latents are in the program's first run: where `start` says."""
+    """Return the values of the latents in the program's first run, from `start`."""
     start = getattr(method, "start", None)
     if isinstance(start, Fit):
         start = start.point()
@@ -492,7 +492,7 @@ def _first_place(method: Any) -> Place:
 
 
 def _first_compiled(compile: Any) -> int:
-    """Return the step from which on to compile; 0 is never."""
+    """Return the first step to compile; 0 means never."""
     try:
         return whole_number("compile", compile, least=0)
     except (TypeError, ValueError):

@@ -15,7 +15,7 @@ def whole_number(option: str, value: Any, *, least: int = 1) -> int:
     Raises
     ------
     TypeError
-        If it is no whole number.
+        If it is not a whole number.
     ValueError
         If it is smaller.
 
@@ -35,14 +35,14 @@ def whole_number(option: str, value: Any, *, least: int = 1) -> int:
 
 
 def finite_number(option: str, value: Any, *, zero: bool = False) -> float:
-    """Return a finite number that is positive, or not negative where `zero` may be.
+    """Return a finite number that is positive, or also zero if `zero`.
 
     Raises
     ------
     TypeError
-        If it is no number.
+        If it is not a number.
     ValueError
-        If it is negative, NaN, infinite, or zero where that may not be.
+        If it is negative, NaN, infinite, or zero without `zero`.
     """
     try:
         number = float(value) if not isinstance(value, str) else None
@@ -57,12 +57,12 @@ def finite_number(option: str, value: Any, *, zero: bool = False) -> float:
 
 
 def several_names(option: str, value: Any) -> tuple[str, ...]:
-    """Return names as a tuple; one text would be read letter by letter.
+    """Return names as a tuple; a string is refused, as it would be split into letters.
 
     Raises
     ------
     TypeError
-        If it is a text, or not made of texts.
+        If it is a string, or contains anything but strings.
     """
     if isinstance(value, str):
         raise TypeError(f"{option} must be several names, such as ({value!r},)")
@@ -73,7 +73,7 @@ def several_names(option: str, value: Any) -> tuple[str, ...]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that offers the known name nearest to one.
+    """Return the end of a sentence that suggests the closest known name.
 
     Examples
     --------
@@ -89,6 +89,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a short text as it is, and of anything longer what it is."""
+    """Return the repr of a value if it is short, otherwise the name of its type."""
     text = repr(value)
     return text if len(text) < 60 else f"a value of type {type(value).__name__}"

@@ -3,8 +3,8 @@
 Plain numpy: neither torch nor ArviZ is needed. With draws from the posterior of all
 rows, the posterior without row i has importance weights ``1 / p(y[i] | draw)``; with
 draws from an approximation q of it, ``p(draw) / q(draw) / p(y[i] | draw)``. The largest
-weights are replaced by quantiles of a generalized Pareto distribution fitted to them,
-whose shape k tells whether the weights can be trusted.
+weights are replaced by quantiles of a generalized Pareto distribution fitted to them.
+Its shape k shows whether the weights are reliable.
 
 References
 ----------
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 K_LIMIT = 0.7
 """Pareto shapes from here on mean that a leave-one-out density is unreliable."""
 
-# Fewer draws in the tail cannot be fitted.
+# Minimum number of tail draws for a fit.
 _TAIL_LEAST = 5
 _SMALLEST = math.log(np.finfo(float).tiny)
 _NEGLIGIBLE = 10 * np.finfo(float).eps
-# Numbers at a time, in the largest arrays.
+# Maximum number of elements in temporary arrays.
 _CHUNK = 4_000_000
 
 
@@ -48,8 +48,8 @@ class LeaveOneOut:
     elpd_rows
         Log predictive density of each row given the others, ``[rows]``.
     k_rows
-        Pareto shape of each row's weights, ``[rows]``: ``inf`` where its tail could
-        not be fitted, ``-inf`` where the weights are equal.
+        Pareto shape of each row's weights, ``[rows]``: ``inf`` if its tail could not
+        be fitted, ``-inf`` if the weights are equal.
     lpd_rows
         Log predictive density of each row given all of them, ``[rows]``.
     """
@@ -65,7 +65,7 @@ class LeaveOneOut:
 
     @property
     def se(self) -> float:
-        """Standard error of `elpd`, for it is of some rows of many; nan for one row."""
+        """Standard error of `elpd`, with the rows as a sample; nan for one row."""
         rows = len(self.elpd_rows)
         if rows < 2:
             return math.nan
@@ -73,7 +73,7 @@ class LeaveOneOut:
 
     @property
     def p(self) -> float:
-        """Effective number of parameters: what a row gains by being fitted."""
+        """Effective number of parameters: the gain of the rows from being fitted."""
         return float((self.lpd_rows - self.elpd_rows).sum())
 
     @property
@@ -101,11 +101,11 @@ def leave_one_out(
         Log density of each row at each draw, ``[draws, rows]``.
     log_ratio
         ``log p - log q`` of each draw, ``[draws]``, up to a constant: p is the
-        posterior's density and q that of the distribution drawn from. None where the
-        draws are from the posterior.
+        posterior density and q the density of the distribution of the draws. None if
+        the draws are from the posterior.
     weights
-        Weights that the rows have in p, ``[rows]``; None for 1. A row is left out
-        with its weight, and its density is reported without it.
+        Weights of the rows in p, ``[rows]``; None for 1. A row is left out with its
+        weight, and its density is reported unweighted.
 
     Raises
     ------
@@ -150,9 +150,9 @@ def smoothed(log_ratios: Array) -> tuple[Array, Array]:
     Returns
     -------
     tuple
-        Log weights that sum to one over the draws, of the same shape; and the Pareto
-        shape k, ``[...]``: ``inf`` where fewer than 5 draws are in the tail, which is
-        then left as it is, ``-inf`` where all weights are equal.
+        Log weights of the same shape, whose exponentials sum to one over the draws; and
+        the Pareto shape k, ``[...]``: ``inf`` if fewer than 5 draws are in the tail,
+        which is then unchanged, ``-inf`` if all weights are equal.
 
     Examples
     --------
@@ -172,8 +172,8 @@ def smoothed(log_ratios: Array) -> tuple[Array, Array]:
     cutoff = np.maximum(
         np.take_along_axis(x, order[:, [draws - tail - 1]], 1), _SMALLEST
     )
-    # Draws that are no larger than the cutoff are not in the tail, so that with equal
-    # weights it is shorter.
+    # Draws that are not larger than the cutoff are not in the tail, so with equal
+    # weights the tail is shorter.
     lengths = (x > cutoff).sum(1)
     k = np.where(np.ptp(x, axis=1) > 0, np.inf, -np.inf)
     for length in np.unique(lengths[lengths >= _TAIL_LEAST]):
@@ -201,7 +201,7 @@ def _smooth(
     shape = np.where(np.abs(k) < np.finfo(float).eps, np.finfo(float).eps, k)[:, None]
     with np.errstate(all="ignore"):
         quantiles = sigma[:, None] * np.expm1(-shape * np.log1p(-probability)) / shape
-        # No weight becomes larger than the largest was.
+        # No weight becomes larger than the original maximum.
         values = np.minimum(np.log(quantiles + least), 0.0)
     fitted = np.isfinite(values).all(1)
     x[rows[fitted, None], index[fitted]] = values[fitted]
@@ -209,7 +209,7 @@ def _smooth(
 
 
 def generalized_pareto(exceedances: Array) -> tuple[Array, Array]:
-    """Fit a generalized Pareto distribution that begins at zero.
+    """Fit a generalized Pareto distribution with location zero.
 
     Parameters
     ----------
@@ -219,12 +219,12 @@ def generalized_pareto(exceedances: Array) -> tuple[Array, Array]:
     Returns
     -------
     tuple
-        Shape k, drawn toward 0.5 as by ten more draws, and scale, ``[...]`` each.
+        Shape k, shrunk toward 0.5 as by ten more draws, and scale, ``[...]`` each.
 
     References
     ----------
-    Zhang and Stephens (2009), section 4; the pull toward 0.5 is of Vehtari and others
-    (2024), appendix G.
+    Zhang and Stephens (2009), section 4; the shrinkage toward 0.5 is from Vehtari and
+    others (2024), appendix G.
 
     Examples
     --------

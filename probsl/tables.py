@@ -1,4 +1,4 @@
-"""Tables for the terminal, as wide as it is."""
+"""Formats tables to fit the width of a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# Columns of a terminal, and rows of a table that are not left out.
+# The width of a terminal in characters, and the most table rows to print.
 WIDTH, ROWS = 88, 60
 
 
 def in_width(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield a table in parts that fit a terminal, each of whole fits or columns."""
+    """Split a table into parts that fit the terminal, each of whole fits or columns."""
     names = list(dict.fromkeys(table.columns.get_level_values(0)))
     while names:
         count = next(
@@ -33,7 +33,7 @@ def _width(table: pd.DataFrame) -> int:
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of text, numbers with two decimals."""
+    """Return a table of text, with numbers rounded to two decimals."""
     table = table.copy().astype(object)
     for column in table.columns:
         table[column] = [
@@ -44,7 +44,7 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float) -> str:
-    """Write four significant digits, and all digits before the point."""
+    """Format four significant digits, and all digits before the point."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))

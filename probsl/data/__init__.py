@@ -1,1 +1,1 @@
-"""What the user has, up to rows and batches of them; nothing of Pyro."""
+"""From the user's data to rows and batches; independent of Pyro."""

@@ -1,4 +1,4 @@
-"""Data in every form users have it, as arguments of a program, checked."""
+"""Converts and checks data in every supported form, as arguments of a program."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from probsl.options import did_you_mean
 
 @dataclass(frozen=True)
 class Arguments:
-    """A program's arguments: arrays as tensors, everything else as it came.
+    """A program's arguments: arrays as tensors, everything else unchanged.
 
     Attributes
     ----------
     values
         Name -> tensor or constant.
     labels
-        What its pandas columns meant, see `probsl.data.conversion.Converter`.
+        Labels of its pandas columns, see `probsl.data.conversion.Converter`.
     """
 
     values: dict[str, Any]
     labels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def lengths(self) -> dict[str, int]:
-        """Return the length of the first axis of every array."""
+        """Return the length of the first dimension of every array."""
         return {name: len(value) for name, value in self.arrays().items() if value.ndim}
 
     def arrays(self) -> dict[str, Any]:
-        """Return the arrays: tensors, and NumPy arrays that are mapped from disk."""
+        """Return the arrays: tensors, and NumPy arrays that are memory-mapped."""
         return {n: v for n, v in self.values.items() if is_array(v)}
 
     def cast(self, dtype: torch.dtype, device: torch.device) -> Arguments:
@@ -76,17 +76,17 @@ def bind(
     Parameters
     ----------
     function
-        The program; its signature says which arguments there are.
+        The program; its signature defines the arguments.
     data
         A mapping from argument names to arrays or constants, a DataFrame whose
         columns are named like the arguments, or a tuple matched by position.
     labels
-        Those of earlier arguments, which these must follow.
+        The labels of earlier arguments, which these must match.
 
     Raises
     ------
     TypeError
-        If data is of another form, or an array holds text or objects.
+        If data has an unsupported form, or an array holds text or objects.
     ValueError
         If an argument is missing or unknown, or a value is not finite.
     """
@@ -104,7 +104,7 @@ def by_name(function: Callable[..., Any], data: Any) -> dict[str, Any]:
     Raises
     ------
     TypeError, ValueError
-        If data is of another form, or has too many entries.
+        If data has an unsupported form, or too many entries.
     """
     signature = signature_of(function)
     if _is_dataframe(data):
@@ -134,7 +134,7 @@ def refuse_unequal_rows(names: Iterable[str], given: Mapping[str, Any]) -> None:
     names
         The arguments that have one entry per row.
     given
-        Argument -> value, before it is converted.
+        Argument -> value, before conversion.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def refuse_unequal_rows(names: Iterable[str], given: Mapping[str, Any]) -> None:
 
 
 def _is_long(value: Any) -> bool:
-    """Return whether a value has entries to count; one text has none."""
+    """Return whether a value has entries to count; a single text has none."""
     if isinstance(value, str) or not hasattr(value, "__len__"):
         return False
     return getattr(value, "ndim", 1) > 0
@@ -165,7 +165,7 @@ def _listed(words: Iterable[str]) -> str:
 def _check_names(
     signature: inspect.Signature, given: Mapping[Any, Any], data: Any
 ) -> None:
-    """Refuse data that the program does not take, or lacks."""
+    """Refuse data with arguments unknown to the program, or without required ones."""
     parameters = signature.parameters
     unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -1,4 +1,4 @@
-"""Arrays as torch can hold them, and the sentences about those that it cannot."""
+"""Arrays that torch supports, and the error messages for all others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPLEX = (torch.complex64, torch.complex128)
 
 
 def is_mapped(value: Any) -> bool:
-    """Return whether an array's numbers are mapped from a file, not in memory."""
+    """Return whether an array is memory-mapped from a file."""
     while isinstance(value, np.ndarray):
         value = value.base
     return isinstance(value, mmap.mmap)
@@ -32,17 +32,17 @@ def is_mapped(value: Any) -> bool:
 def resident(
     array: Any, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Return an array as a tensor in memory, what floats in it of type `dtype`.
+    """Return an array as a tensor in memory, with floats of type `dtype`.
 
     Parameters
     ----------
     array
-        A tensor, or a NumPy array of numbers; what is in memory and of the right type
+        A tensor, or a NumPy array of numbers; one in memory and of the right type
         is not copied.
     dtype
-        The floating type; None leaves it.
+        The floating type; None keeps it.
     device
-        Where to; None leaves it.
+        The target device; None keeps it.
     """
     if not torch.is_tensor(array):
         kind = array.dtype
@@ -55,12 +55,12 @@ def resident(
 
 
 def type_of(array: Any) -> torch.dtype:
-    """Return the type of an array's numbers once they are in a tensor."""
+    """Return the type of an array's numbers after conversion to a tensor."""
     return resident(array[:0]).dtype if isinstance(array, np.ndarray) else array.dtype
 
 
 def place(index: Sequence[int]) -> str:
-    """Say where an element of an array is.
+    """Describe the position of an element in an array.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def unmasked(name: str, value: Any) -> Any:
     Raises
     ------
     ValueError
-        Saying how many are, and where the first is.
+        Saying how many are masked, and where the first one is.
     """
     mask = np.ma.getmaskarray(value)
     hidden = np.argwhere(mask if mask.dtype.names is None else mask.astype(bool))
@@ -95,12 +95,12 @@ def unmasked(name: str, value: Any) -> Any:
 
 
 def refuse_dates(name: str, held: str, span: str) -> None:
-    """Refuse dates and time spans, and say how to make numbers of them."""
+    """Refuse dates and time spans, and say how to convert them to numbers."""
     raise TypeError(f"argument '{name}' holds {held}; " + _AS_TIME.format(span))
 
 
 def refuse_kinds(name: str, value: Any) -> None:
-    """Refuse an array of anything but numbers that torch has."""
+    """Refuse an array of anything but numbers that torch supports."""
     kind = value.dtype.kind
     if kind == "M":
         refuse_dates(name, "dates", "(column - column.min())")
@@ -116,7 +116,7 @@ def refuse_kinds(name: str, value: Any) -> None:
 
 
 def _refuse_objects(name: str, value: Any) -> None:
-    """Say what an array of objects or text holds, by its first entry of that kind."""
+    """Say which type an array of objects or text holds, by its first such entry."""
     entries = value.reshape(-1).tolist()
     refuse_missing(name, np.array([_is_missing(v) for v in entries], dtype=bool))
     strange = (
@@ -149,7 +149,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def refuse_missing(name: str, missing: Any) -> None:
-    """Refuse missing values, given which entries are."""
+    """Refuse missing values, given a mask of them."""
     if missing.any():
         raise ValueError(
             f"argument '{name}' has {several(int(missing.sum()), 'missing value')}, "
@@ -158,7 +158,7 @@ def refuse_missing(name: str, missing: Any) -> None:
 
 
 def refuse_strange_tensors(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is masked, nested, sparse, without data, or only stored."""
+    """Refuse a tensor that is masked, nested, sparse, without data, or storage-only."""
     if hasattr(value, "get_mask"):
         raise TypeError(
             f"argument '{name}' is a {type(value).__name__}, and what a mask hides is "
@@ -187,5 +187,5 @@ def refuse_strange_tensors(name: str, value: Tensor) -> None:
 
 
 def several(count: int, what: str) -> str:
-    """Say how many of something there are."""
+    """Return a count with its noun."""
     return f"{count} {what}{'s' * (count > 1)}"

@@ -28,14 +28,14 @@ def batches_of(
     weights: Tensor | None,
     dtype: torch.dtype,
 ) -> Blocks:
-    """Return where batches of rows come from.
+    """Return a source of batches of rows.
 
     Parameters
     ----------
     source
-        What the rows are read from; None where they are held.
+        The source of the rows; None if they are held in memory.
     arrays
-        Row argument -> its rows, where they are held.
+        Row argument -> its rows, if they are held.
     size
         The number of rows.
     batch_size
@@ -45,7 +45,7 @@ def batches_of(
     weights
         A weight for each row; None for ones.
     dtype
-        Of the floating-point numbers of a batch.
+        The type of the floats of a batch.
     """
     if isinstance(source, StreamedRows):
         return LoadedRows(

@@ -1,4 +1,4 @@
-"""Data of every kind as torch tensors, and the labels that numbers do not have."""
+"""Converts data of every kind to torch tensors, and records their labels."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ __all__ = [
     "type_of",
 ]
 
-# Elements that a check looks at together, to bound the memory it takes.
+# Elements checked at a time, to bound the memory.
 _CHECKED_ELEMENTS = 1 << 20
 _LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Converted:
-    """An argument that was converted and checked before, codes for its labels."""
+    """An argument converted and checked before, with codes for its labels."""
 
     value: Any
 
 
 class Converter:
-    """Turns arrays into tensors, and remembers the labels that numbers do not have.
+    """Converts arrays to tensors, and records the labels that tensors do not have.
 
     Parameters
     ----------
     known
-        The labels of an earlier conversion, which this one is to follow.
+        The labels of an earlier conversion, which this one must match.
 
     Attributes
     ----------
@@ -83,18 +83,18 @@ class Converter:
         self._known = known or {}
 
     def __call__(self, name: str, value: Any) -> Any:
-        """Return an array as a tensor, and anything else as it came.
+        """Return an array as a tensor, and anything else unchanged.
 
         Named tuples, such as torch's PackedSequence, are not arrays. An array that is
-        mapped from disk stays where it is, see `resident`.
+        memory-mapped stays on disk, see `resident`.
 
         Raises
         ------
         TypeError
-            If the array holds text, dates or objects, or is of a kind that torch does
-            not compute with.
+            If the array holds text, dates or objects, or is of a kind that torch cannot
+            compute with.
         ValueError
-            If a value is missing, masked or not finite, or there is none.
+            If a value is missing, masked or not finite, or the array is empty.
         """
         if isinstance(value, Converted):
             return value.value
@@ -173,13 +173,13 @@ class Converter:
 
 
 def _from_sequence(name: str, value: Sequence[Any]) -> Any:
-    """Return a list as an array; lists of tensors that are no numbers stay."""
+    """Return a list as an array; lists of non-scalar tensors are unchanged."""
     if value and all(torch.is_tensor(v) for v in value):
         single = all(v.ndim == 0 for v in value)
         return torch.stack(list(value)) if single else value
     try:
         if any(isinstance(v, np.ma.MaskedArray) for v in value):
-            # A mask of its own for each: numpy would turn a masked number into NaN.
+            # Each has a mask of its own: numpy would turn a masked number into NaN.
             held = [np.ma.getdata(v) for v in value]
             return np.ma.array(held, mask=[np.ma.getmaskarray(v) for v in value])
         return np.asarray(value)
@@ -200,9 +200,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _labels_or_codes(name: str, value: Any, categories: tuple[Any, ...]) -> Any:
-    """Return an array of labels as a pandas Series, and one of codes as it is.
+    """Return an array of labels as a pandas Series, and one of codes unchanged.
 
-    Numbers are labels where the categories are numbers; where those are text, they
+    Numbers are labels if the categories are numbers; if those are text, they
     can only be codes.
     """
     if torch.is_tensor(value):
@@ -238,7 +238,7 @@ def _refuse_category(name: str, column: Any, values: Any) -> None:
 
 
 def _with_codes(name: str, series: Any, categories: tuple[Any, ...]) -> Any:
-    """Give categories the codes that they had in the fit."""
+    """Give categories their codes from the fit."""
     import pandas as pd
 
     unknown = set(series.dropna().unique().tolist()) - set(categories)
@@ -256,9 +256,9 @@ def _from_numpy(name: str, value: Any) -> Tensor:
     Raises
     ------
     TypeError
-        If torch has no such numbers, or they are none.
+        If torch does not support the numbers, or they are not numbers.
     ValueError
-        If a value is missing, or larger than torch's integers.
+        If a value is missing, or out of range for torch's integers.
     """
     refuse_kinds(name, value)
     if value.dtype.kind == "u" and value.dtype != np.uint8:
@@ -310,7 +310,7 @@ def _checked(name: str, value: Tensor) -> Tensor:
             "give at least one, or a program without it"
         )
     value = value.detach()
-    if value.is_inference():  # of which no gradient could be taken
+    if value.is_inference():  # autograd does not support inference tensors
         value = value.clone()
     if value.is_floating_point() or value.is_complex():
         _refuse_nonfinite(name, value)
@@ -318,7 +318,7 @@ def _checked(name: str, value: Tensor) -> Tensor:
 
 
 def _checked_on_disk(name: str, array: Any) -> Any:
-    """Return a mapped array of finite numbers as it is, read once and in parts."""
+    """Return a memory-mapped array of finite numbers unchanged, checked in parts."""
     if array.dtype.kind not in "biufc" or not array.ndim:
         return _checked(name, _from_numpy(name, np.array(array)))
     if not array.size:
@@ -332,7 +332,7 @@ def _checked_on_disk(name: str, array: Any) -> Any:
 
 
 def _refuse_nonfinite(name: str, value: Any) -> None:
-    """Say how many elements are NaN or infinite, and where the first is."""
+    """Say how many elements are NaN or infinite, and where the first one is."""
     count, first = _found(value, lambda part: ~resident(part).isfinite())
     if first is not None:
         raise ValueError(
@@ -342,21 +342,21 @@ def _refuse_nonfinite(name: str, value: Any) -> None:
 
 
 def refuse_overflow(name: str, value: Any, dtype: torch.dtype) -> None:
-    """Refuse finite numbers that a narrower floating type does not hold.
+    """Refuse finite numbers that overflow a narrower floating type.
 
     Parameters
     ----------
     name
         The argument.
     value
-        A tensor, or an array that is mapped from disk.
+        A tensor, or a memory-mapped array.
     dtype
         The floating type to compute in.
 
     Raises
     ------
     ValueError
-        Saying how many are too large, and where the first is.
+        Saying how many are too large, and where the first one is.
     """
     held = type_of(value)
     if not held.is_floating_point or torch.finfo(held).max <= torch.finfo(dtype).max:
@@ -373,7 +373,7 @@ def refuse_overflow(name: str, value: Any, dtype: torch.dtype) -> None:
 def _found(
     value: Any, strange: Callable[[Any], Any]
 ) -> tuple[int, Sequence[int] | None]:
-    """Count the strange elements, and find the first; in parts, to save memory."""
+    """Count the invalid elements, and find the first; in parts, to save memory."""
     count, first = 0, None
     listed = value if value.ndim else value.reshape(1)
     rows = max(1, _CHECKED_ELEMENTS // max(math.prod(listed.shape[1:]), 1))
@@ -389,7 +389,7 @@ def _found(
 
 
 def _is_pandas(value: Any, *kinds: str) -> bool:
-    """Whether a value is one of pandas's classes, without importing pandas."""
+    """Whether a value is of one of pandas's classes, without importing pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(
         value, tuple(getattr(pandas, kind) for kind in kinds)
@@ -397,7 +397,7 @@ def _is_pandas(value: Any, *kinds: str) -> bool:
 
 
 def _is_pandas_array(value: Any) -> bool:
-    """Whether a value is an array of pandas's own, such as a Categorical."""
+    """Whether a value is a pandas extension array, such as a Categorical."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(
         value, pandas.api.extensions.ExtensionArray

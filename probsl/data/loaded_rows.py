@@ -22,24 +22,24 @@ class LoadedRows:
     loader
         The loader.
     size
-        The number of rows that the likelihood stands for, N.
+        The number of rows that the likelihood represents, N.
     batch_size
-        Rows per batch, B, whatever the loader's own.
+        Rows per batch, B, whatever the loader's own batch size.
     seed
-        Seed of the loader's shuffling, where it has no generator of its own.
+        Seed of the loader's shuffling, if it does not have a generator of its own.
     read
-        Turns what the loader yields into row argument -> tensor ``[rows, ...]``.
+        Maps an item of the loader to row argument -> tensor ``[rows, ...]``.
     visited
-        Rows that an epoch yields, V; None for all of them.
+        Rows per epoch of the loader, V; None for all of them.
 
     Notes
     -----
-    An epoch is K batches, V / B rounded up. Where the last one is not full, it is
+    An epoch has K batches, V / B rounded up. If the last one is not full, it is
     filled with rows of weight zero, and every other row of the epoch has the weight
     K B / V: the mean over the epoch's batches, each times N / B, is then N / V times
     the sum over its rows, whatever their order. The last batch on its own counts for
-    less, as it has fewer rows; to scale it by N over the rows it has would count them
-    more than the others, wherever the loader does not shuffle.
+    less, because it has fewer rows; scaling it by N over its own rows would weight them
+    more than the others if the loader does not shuffle.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LoadedRows:
         return rows, weights * (batches * self.batch_size / self._visited)
 
     def _without_end(self) -> Iterator[tuple[dict[str, Tensor], int]]:
-        """Yield batches of one size, and how many of their rows are no padding."""
+        """Yield batches of one size, and how many of their rows are not padding."""
         size = self.batch_size
         while True:
             seen, left = 0, _Left()
@@ -90,7 +90,7 @@ class LoadedRows:
             self._check(seen)
 
     def _check(self, seen: int) -> None:
-        """Refuse a loader that does not yield the rows it is said to have."""
+        """Refuse a loader whose number of rows is not the stated one."""
         if seen == 0:
             raise ValueError(
                 "the DataLoader yields no batches in a second epoch; let its data set "
@@ -100,7 +100,7 @@ class LoadedRows:
 
 
 class _Left:
-    """Rows that were loaded and not yet handed on."""
+    """Rows that were loaded but not yet returned."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Tensor] = {}
@@ -113,7 +113,7 @@ class _Left:
         self.count = len(next(iter(rows.values())))
 
     def first(self, count: int) -> dict[str, Tensor]:
-        """Take the first of them away."""
+        """Remove and return the first of them."""
         taken = {n: r[:count] for n, r in self.rows.items()}
         self.rows = {n: r[count:] for n, r in self.rows.items()}
         self.count -= count

@@ -1,4 +1,4 @@
-"""What a DataLoader yields, batch by batch, as the arguments of a program."""
+"""Reads the batches of a DataLoader as arguments of a program."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from probsl.data.conversion import (
 from probsl.options import whole_number
 
 _END = object()
-# The rows that stand for all of them before training are at least so many.
+# Minimum number of rows that represent all of them before training.
 _AT_HAND = 100
 
 
 class Epochs:
-    """Reads a loader again and again, with random numbers of its own.
+    """Reads a loader repeatedly, with random numbers of its own.
 
     Iterating a loader draws from torch's global generator, and from the loader's
-    own; both are as they were whenever a batch has been handed over.
+    own; both states are restored whenever a batch has been yielded.
 
     Parameters
     ----------
     loader
         The loader.
     seed
-        Seed of its shuffling, where the loader has no generator of its own.
+        Seed of its shuffling, if the loader does not have a generator of its own.
     """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
@@ -46,7 +46,7 @@ class Epochs:
         found = [getattr(source, "generator", None) for source in sources]
         own = {id(g): g for g in found if isinstance(g, torch.Generator)}
         self._own = [(g, [g.get_state()]) for g in own.values()]
-        # A loader shuffles where its generator is, whatever the device of the fit.
+        # A loader shuffles on its generator's device, whatever the device of the fit.
         devices = [g.device for g in own.values()]
         self._device = devices[0] if devices else torch.device("cpu")
 
@@ -62,7 +62,7 @@ class Epochs:
             yield batch
 
     def __enter__(self) -> None:
-        """Let the loader go on with its random numbers."""
+        """Restore the loader's random state."""
         self._before = [
             (generator, generator.get_state()) for generator, _ in self._own
         ]
@@ -73,7 +73,7 @@ class Epochs:
             generator.set_state(state[0])
 
     def __exit__(self, *exception: Any) -> None:
-        """Note where they are, and put back all."""
+        """Save the loader's random state, and restore the global one."""
         self._state = torch.get_rng_state()
         for generator, state in self._own:
             state[0] = generator.get_state()
@@ -91,30 +91,30 @@ class StreamedRows:
     loader
         Yields mappings, or tuples matched by position.
     function
-        The program whose arguments they are.
+        The program that takes them as arguments.
     total
-        The number of rows; None asks the data set.
+        The number of rows; None takes that of the data set.
 
     Attributes
     ----------
     loader
         The loader.
     size
-        The number of rows that the likelihood stands for, N.
+        The number of rows that the likelihood represents, N.
     visited
-        Rows that an epoch yields: fewer where the loader drops its last batch, and
-        those of its sampler where `total` says for how many they stand.
+        Rows per epoch: fewer if the loader drops its last batch, and
+        those of its sampler if `total` states how many they represent.
     names
         The arguments with one entry per row, once `at_hand` has seen a batch.
     dtype
-        The type of their floats; None leaves it.
+        The type of their floats; None keeps it.
     device
-        Where those of `parts` are; None leaves them.
+        The device of `parts`; None keeps it.
 
     Raises
     ------
     ValueError
-        If it cannot be told how many rows there are.
+        If the number of rows is unknown.
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class StreamedRows:
         Parameters
         ----------
         batch_size
-            Rows per step; None takes the loader's. As many rows as there are, or
-            more, ask for all of them.
+            Rows per step; None takes the loader's. The total number of rows, or
+            more, takes all of them.
         rows
-            The user's own answer which arguments are rows, if given.
+            The names of the arguments that are rows, if the user gave them.
         labels
-            Those of earlier arguments, which these must follow.
+            The labels of earlier arguments, which these must match.
         """
         batches = iter(Epochs(self.loader, 0))
         first = next(batches, None)
@@ -175,7 +175,7 @@ class StreamedRows:
         self.batch_size = batch_size or length
         enough = max(2 * self.batch_size, _AT_HAND)
         if self.batch_size >= self.size:
-            enough = self.visited + 1  # all of them, and then it is over
+            enough = self.visited + 1  # all of them, and then the loader ends
         parts = [{n: resident(bound.values[n]) for n in self.names}]
         while length < enough and (batch := next(batches, None)) is not None:
             parts.append(read_batch(self.read, batch, len(parts)))
@@ -187,17 +187,17 @@ class StreamedRows:
 
     @property
     def held(self) -> bool:
-        """Whether `at_hand` has returned all rows, and they are all there are."""
+        """Whether `at_hand` has returned all rows, and there are no others."""
         return self.batch_size >= self.size == self.visited
 
     def read(self, batch: Any) -> dict[str, Tensor]:
-        """Return the rows of what the loader yielded, checked.
+        """Return the rows of an item of the loader, checked.
 
         Raises
         ------
         ValueError, TypeError
-            If it has other names than the first batch, other constants, other columns
-            or types, or a value that is no finite number.
+            If its names, constants, columns or types differ from the first batch, or
+            a value is not a finite number.
         """
         rows = self._rows(batch)
         for name, value in rows.items():
@@ -245,22 +245,22 @@ class StreamedRows:
         return rows
 
     def read_as(self, dtype: torch.dtype, device: torch.device) -> StreamedRows:
-        """Return the same rows, their floats to be read as `dtype`.
+        """Return the same rows, with their floats to be read as `dtype`.
 
-        What `read` returns stays where it is, to be moved in blocks.
+        Tensors from `read` are not moved; they are moved in blocks later.
         """
         other = copy.copy(self)
         other.dtype, other.device = dtype, device
         return other
 
     def parts(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        """Yield all rows, a batch of the loader's at a time."""
+        """Yield all rows, one batch of the loader at a time."""
         for number, batch in enumerate(Epochs(self.loader, 0)):
             rows = read_batch(self.read, batch, number).items()
             yield {n: resident(value, device=self.device) for n, value in rows}, None
 
     def _named(self, batch: Any) -> dict[str, Any]:
-        """Return what a batch holds by argument."""
+        """Return the contents of a batch by argument."""
         if not isinstance(batch, Mapping | tuple):
             batch = tuple(batch) if isinstance(batch, list) else (batch,)
         return by_name(self._function, batch)
@@ -269,16 +269,16 @@ class StreamedRows:
 def read_batch(
     read: Callable[[Any], dict[str, Tensor]], batch: Any, number: int
 ) -> dict[str, Tensor]:
-    """Read what a loader yielded, and say of a refusal which batch it was.
+    """Read an item of a loader, and name the batch in an error.
 
     Parameters
     ----------
     read
-        Turns it into row argument -> tensor ``[rows, ...]``.
+        Maps the item to row argument -> tensor ``[rows, ...]``.
     batch
-        What the loader yielded.
+        The item of the loader.
     number
-        As which batch of an epoch, from 0 on.
+        The number of the batch in its epoch, from 0.
     """
     try:
         return read(batch)
@@ -287,7 +287,7 @@ def read_batch(
 
 
 def _size(loader: DataLoader[Any]) -> int:
-    """Return how many rows a loader's data set has."""
+    """Return the number of rows of a loader's data set."""
     data: Any = loader.dataset
     if isinstance(data, IterableDataset) and not hasattr(data, "__len__"):
         raise ValueError(
@@ -311,7 +311,7 @@ def _size(loader: DataLoader[Any]) -> int:
 
 
 def _sampled(loader: DataLoader[Any]) -> int | None:
-    """Return how many rows a sampler visits that does not visit all; else None."""
+    """Return the number of rows of a sampler that omits or repeats some, else None."""
     data: Any = loader.dataset
     if isinstance(data, IterableDataset) or not hasattr(loader.sampler, "__len__"):
         return None
@@ -320,21 +320,21 @@ def _sampled(loader: DataLoader[Any]) -> int | None:
 
 
 def refuse_other_count(seen: int, expected: int, *, drops: bool) -> None:
-    """Refuse a loader that does not yield the rows it is said to have.
+    """Refuse a loader whose number of rows is not the stated one.
 
     Parameters
     ----------
     seen
-        The rows of an epoch.
+        The number of rows of an epoch.
     expected
-        How many it is said to have.
+        The stated number.
     drops
-        Whether it leaves out a last batch that is not full.
+        Whether it drops a last batch that is not full.
 
     Raises
     ------
     ValueError
-        Saying how many there are, and how many were expected.
+        Saying how many rows there are, and how many were expected.
     """
     if seen > expected or (seen < expected and not drops):
         raise ValueError(
@@ -346,7 +346,7 @@ def refuse_other_count(seen: int, expected: int, *, drops: bool) -> None:
 def _row_names(
     arguments: Arguments, batch_size: int | None, rows: Any
 ) -> tuple[str, ...]:
-    """Say which entries of a batch have one entry per row."""
+    """Return the entries of a batch that have one entry per row."""
     lengths = arguments.lengths()
     if rows is not None and not isinstance(rows, str):
         named = tuple(name for name in rows if name in lengths)
@@ -358,7 +358,7 @@ def _row_names(
 
 
 def _refuse_changing(name: str, first: Any, later: Any) -> None:
-    """Refuse an entry that has no rows and differs from batch to batch."""
+    """Refuse an entry without rows that differs from batch to batch."""
     if torch.is_tensor(first) or is_mapped(first):
         same = torch.equal(resident(first), resident(Converter()(name, later)))
     else:

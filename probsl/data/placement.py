@@ -22,14 +22,14 @@ def floating_type(
 ) -> torch.dtype:
     """Choose the floating type of a fit.
 
-    The one asked for; else that of the program's own parameters; else the
+    The requested one; else that of the program's own parameters; else the
     widest of the data; else torch's default.
 
     Raises
     ------
     ValueError, TypeError
-        If the program's own parameters have several types and none is asked for,
-        or it is no floating type.
+        If the program's own parameters have several types and none is requested,
+        or the requested one is not a floating type.
     """
     if dtype is not None:
         if not isinstance(dtype, torch.dtype):
@@ -63,13 +63,13 @@ def device_of(
 ) -> torch.device:
     """Choose the device of a fit.
 
-    The one asked for; else the accelerator that the program's own parameters are on;
+    The requested one; else the accelerator of the program's own parameters;
     else that of the data; else the CPU.
 
     Raises
     ------
     ValueError, TypeError
-        If the one asked for is not there, or is no device.
+        If the requested one is not available, or is not a device.
     """
     if device is not None:
         return _available(device)
@@ -79,7 +79,7 @@ def device_of(
 
 
 def _available(device: Any) -> torch.device:
-    """Return a device that is there, with its index."""
+    """Return an available device, with its index."""
     if not isinstance(device, str | torch.device):
         raise TypeError(
             f"device must be 'cpu', 'cuda' or a torch.device, got {device!r}"
@@ -103,7 +103,7 @@ def _available(device: Any) -> torch.device:
             f"device='{device}' is not available here ({found}); leave device out to "
             "compute on the CPU"
         )
-    # Tensors name the index of their device, and are to be told equal to it.
+    # Tensors report a device with its index, which must compare equal.
     if place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
     return place

@@ -1,4 +1,4 @@
-"""All rows of a problem, where its arguments hold but some of them."""
+"""All rows of a problem, if its arguments hold only some of them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from probsl.options import did_you_mean, several_names
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-# From so many rows on, what comes before training looks at a part of them.
+# From this many rows on, the steps before training use only a part of them.
 _MANY = 100_000
-# So many rows stand for all before training, and a few more, lest they be taken for
-# columns or groups.
+# This many rows represent all of them before training, and a few more, so that they
+# are not mistaken for columns or groups.
 _AT_HAND = 1000
 _MORE = 9
-# Rows that a pass over all of them takes at a time.
+# Rows per part in a pass over all of them.
 _PART = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """All rows of a problem, in arrays in memory or mapped from disk.
+    """All rows of a problem, in arrays in memory or memory-mapped.
 
     Attributes
     ----------
     arrays
-        Row argument -> tensor, or NumPy array that is mapped from disk.
+        Row argument -> tensor, or memory-mapped NumPy array.
     size
         The number of rows, N.
     index
-        Which of them the problem's arguments hold.
+        Indices of the rows that the problem's arguments hold.
     dtype
-        The type of floats once they are read; None leaves it.
+        The floating type in which rows are read; None keeps it.
     device
-        Where rows go once they are read; None leaves them.
+        The device to which rows are read; None keeps it.
     """
 
     arrays: dict[str, Any]
@@ -62,7 +62,7 @@ class StoredRows:
         return tuple(self.arrays)
 
     def read_as(self, dtype: torch.dtype, device: torch.device) -> StoredRows:
-        """Return the same rows, to be read onto a device, their floats as `dtype`.
+        """Return the same rows, to be read onto a device, with floats of type `dtype`.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class StoredRows:
         return {n: self._read(a, index) for n, a in self.arrays.items()}
 
     def parts(self) -> Iterator[tuple[dict[str, Tensor], slice]]:
-        """Yield all rows in order, some at a time, and which they are."""
+        """Yield all rows in order, in parts, with the slice of each part."""
         for start in range(0, self.size, _PART):
             part = slice(start, min(start + _PART, self.size))
             yield (
@@ -106,10 +106,10 @@ def at_hand(
     batch_size: int | None,
     total: int | None,
 ) -> tuple[Arguments, AllRows | None]:
-    """Return a program's arguments, and where the rows are that they lack.
+    """Return a program's arguments, and the source of the rows that they omit.
 
-    Batches of many rows, of mapped arrays and of loaders leave the rows where they
-    are: the arguments hold some of them, which stand for all before training.
+    Batches of many rows, of memory-mapped arrays and of loaders leave the rows in
+    place: the arguments hold some of them, which represent all before training.
 
     Parameters
     ----------
@@ -118,9 +118,9 @@ def at_hand(
     data
         Its arguments, see `probsl.fit`.
     rows
-        The user's own answer which arguments are rows, if given.
+        The names of the arguments that are rows, if the user gave them.
     labels
-        Those of earlier arguments, which these must follow.
+        The labels of earlier arguments, which these must match.
     batch_size
         Rows per step; None for all of them, or for those of a loader's batch.
     total
@@ -129,7 +129,7 @@ def at_hand(
     Raises
     ------
     ValueError, TypeError
-        If the data cannot be those of this program.
+        If the data do not fit this program.
     """
     if isinstance(data, DataLoader):
         stream = StreamedRows(data, function, total)
@@ -159,7 +159,7 @@ def at_hand(
 
 
 def _size(arguments: Arguments, rows: Sequence[str] | None) -> int:
-    """Return how many rows there are, going by the longest array."""
+    """Return the number of rows, by the longest array."""
     lengths = arguments.lengths()
     if rows is not None and not isinstance(rows, str):
         named = [lengths[name] for name in rows if name in lengths]
@@ -169,7 +169,7 @@ def _size(arguments: Arguments, rows: Sequence[str] | None) -> int:
 
 
 def _refuse_unequal(arguments: Arguments, size: int) -> None:
-    """Refuse an array that is nearly as long as the rows, or kept on disk like them."""
+    """Refuse an array that is nearly as long as the rows, or mapped like them."""
     for name, length in arguments.lengths().items():
         long = 2 * length > size or is_mapped(arguments.values[name])
         if length != size and long:
@@ -181,7 +181,7 @@ def _refuse_unequal(arguments: Arguments, size: int) -> None:
 
 
 class UnclearRowsError(ValueError):
-    """Lengths do not say which arguments have one entry per row."""
+    """Lengths do not determine which arguments have one entry per row."""
 
 
 def find_rows(
@@ -190,7 +190,7 @@ def find_rows(
     rows: Sequence[str] | None,
     other_plates: Mapping[str, int],
 ) -> tuple[str, ...]:
-    """Say which arguments have one entry per row.
+    """Find the arguments with one entry per row.
 
     Parameters
     ----------
@@ -199,16 +199,16 @@ def find_rows(
     size
         The number of rows, N.
     rows
-        The user's own answer, if given.
+        The names of the arguments, if the user gave them.
     other_plates
         Name -> size of the plates that are not the data plate.
 
     Raises
     ------
     UnclearRowsError
-        If the lengths do not settle it.
+        If the lengths do not determine them.
     ValueError
-        If they contradict the user's answer.
+        If they contradict the user's names.
     """
     lengths = arguments.lengths()
     matching = tuple(n for n, length in lengths.items() if length == size)

@@ -1,4 +1,4 @@
-"""Shuffled rows of arrays, in memory or mapped from disk."""
+"""Shuffles rows of arrays, in memory or memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from probsl.data.conversion import is_mapped, resident
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# Arrays up to this size are shuffled row by row; of larger ones, whose rows lie far
-# apart in memory, whole blocks are read, and their rows shuffled in a buffer.
+# Arrays up to this size are shuffled row by row. Of larger ones, whose rows are far
+# apart in memory, whole blocks are read, and their rows are shuffled in a buffer.
 _SMALL_BYTES = 32 << 20
 _BLOCK_BYTES, _BUFFER_BYTES = 16 << 10, 4 << 20
-# What does not fit in memory comes from the disk, which seeks slowly.
+# Data that do not fit in memory are read from disk, with slow seeks.
 _DISK_BLOCK_BYTES, _DISK_BUFFER_BYTES = 256 << 10, 64 << 20
-# The row weights among the arrays.
+# Key of the row weights among the arrays.
 _WEIGHTS = ""
 
 
 class ShuffledRows:
-    """Shuffled rows of arrays in memory or mapped from disk.
+    """Shuffles rows of arrays in memory or memory-mapped.
 
-    Each epoch visits every row once; a batch may reach over into the next epoch, so
-    that all have one size and every row the same share. The batches do not depend
+    Each epoch visits every row once; a batch may extend into the next epoch, so that
+    all have one size and every row has equal weight. The batches do not depend
     on how many are taken at a time.
 
     Parameters
     ----------
     arrays
-        Row argument -> tensor, or NumPy array that is mapped from disk.
+        Row argument -> tensor, or memory-mapped NumPy array.
     size
         The number of rows.
     batch_size
@@ -45,14 +45,14 @@ class ShuffledRows:
     weights
         One weight per row, or None.
     dtype
-        The type of the floats in the batches; None leaves it.
+        The type of the floats in the batches; None keeps it.
 
     Notes
     -----
     Rows of large arrays are not drawn one by one: blocks of neighboring rows are
     taken in shuffled order, some hundreds of them into a buffer, and the rows in the
-    buffer are shuffled. A step then costs what it costs with few rows. Where
-    rows are sorted, a batch is drawn from that many places.
+    buffer are shuffled. The cost of a step is then the same as with few rows. If
+    rows are sorted, a batch is drawn from that many blocks.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class ShuffledRows:
         block, buffer = _shape(widest, widest * size, self._arrays.values())
         self._size, self._rows = size, max(1, block // widest)
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        # Rows are gathered out of these, in this order, from this place in it on.
+        # Rows are gathered from these arrays, in this order, from this position on.
         self._held = self._arrays
         self._order = torch.zeros(0, dtype=torch.long, device="cpu")
         self._next = 0
@@ -120,13 +120,13 @@ class ShuffledRows:
         return resident(array.take(index.numpy(), axis=0), self._dtype)
 
     def _begin(self) -> None:
-        """Begin an epoch, or the next blocks of it, in a new order."""
+        """Start an epoch, or the next blocks of it, in a new order."""
         count = self._size if self._rows == 1 else self._fill()
         self._order = torch.randperm(count, generator=self._generator, device="cpu")
         self._next = 0
 
     def _fill(self) -> int:
-        """Read the next blocks of the epoch into the buffer; return how many rows."""
+        """Read the next blocks of the epoch into the buffer; return their row count."""
         rows, whole = self._rows, self._size // self._rows
         if not len(self._blocks):
             blocks = math.ceil(self._size / rows)
@@ -147,7 +147,7 @@ class ShuffledRows:
 
 
 def _copy_blocks(array: Any, chosen: Tensor, into: Any, rows: int) -> None:
-    """Copy blocks of neighboring rows, at once where they lie together."""
+    """Copy blocks of neighboring rows, all at once if they are contiguous."""
     if not _contiguous(array):
         index = (chosen[:, None] * rows + torch.arange(rows, device="cpu")).flatten()
         into[:] = array[index if torch.is_tensor(array) else index.numpy()]
@@ -163,7 +163,7 @@ def _copy_blocks(array: Any, chosen: Tensor, into: Any, rows: int) -> None:
 
 
 def _empty_like(array: Any, count: int) -> Any:
-    """Return room for as many rows of the same kind."""
+    """Return an empty array for this many rows of the same kind."""
     shape = (count, *array.shape[1:])
     if torch.is_tensor(array):
         return array.new_empty(shape)
@@ -181,7 +181,7 @@ def _shape(widest: int, total: int, arrays: Iterable[Any]) -> tuple[int, int]:
 
 
 def _plain(array: Any) -> Any:
-    """Return a mapped array without what its own class adds to every index."""
+    """Return a memory-mapped array as a plain one, which is faster to index."""
     return array if torch.is_tensor(array) else array.view(np.ndarray)
 
 

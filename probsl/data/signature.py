@@ -1,4 +1,4 @@
-"""What arguments a program takes."""
+"""The arguments that a program takes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from probsl.draws.predictions import _kept
 if TYPE_CHECKING:
     from probsl.program.problem import Problem
 
-# Log densities held at a time.
+# Maximum number of log densities held at a time.
 _HELD_ELEMENTS = 20_000_000
 
 
@@ -34,7 +34,7 @@ def log_score_rows(
     count
         The number of draws.
     seed
-        Seed of the row's own latents, which are drawn anew from the program.
+        Seed of the row's own latents, which are drawn again from the program.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def log_score_rows(
         _check_group_sizes(problem, values)
         return {"row": problem.log_likelihood_rows(values, own)}
 
-    # The log densities of some draws at a time: those of all may not fit in memory.
+    # Some draws at a time: the log densities of all may not fit in memory.
     step, sums = max(1, _HELD_ELEMENTS // max(problem.size, 1)), []
     evaluating = problem.program.evaluating()
     with problem.isolated(seed), torch.no_grad(), evaluating:

@@ -1,4 +1,4 @@
-"""A function applied to every draw, vectorized where torch can."""
+"""Applies a function to every draw, vectorized if torch can."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# Elements that one vectorized pass may hold per site, to bound its memory.
+# Maximum number of elements per site in one vectorized pass, to bound its memory.
 _CHUNK_ELEMENTS = 4_000_000
 
 
-# How often to vectorize where another thread gets in the way.
+# Number of attempts to vectorize if another thread interferes.
 _ATTEMPTS = 3
 
 
@@ -28,31 +28,31 @@ Draws = dict[str, Tensor]
 def map_draws(
     function: Callable[[Draws], Draws], draws: Draws, count: int, size: int
 ) -> Draws:
-    """Apply a function to every draw, vectorized where torch can.
+    """Apply a function to every draw, vectorized if torch can.
 
     Parameters
     ----------
     function
-        From the values of one draw to a dict of tensors.
+        Maps the values of one draw to a dict of tensors.
     draws
         Values with draws on the first axis.
     count
         The number of draws.
     size
-        The number of rows, which bounds how many draws are taken at a time.
+        The number of rows, which limits how many draws are vectorized together.
 
     Returns
     -------
     dict
         The results with draws on a new first axis. A function that
         `torch.func.vmap` refuses (a branch on a value, a rejection sampler) is
-        applied to one draw after the other.
+        applied in a loop over the draws.
     """
     chunk = max(1, min(count, _CHUNK_ELEMENTS // max(size, 1)))
     index = torch.arange(count)
 
     def one(position: Tensor, values: Draws) -> Draws:
-        # A result that varies with no draw still needs one entry per draw.
+        # A result that does not depend on the draw still needs one entry per draw.
         blank = (position * 0).to(torch.get_default_dtype())
         return {
             name: value + (blank if value.is_floating_point() else (position * 0))
@@ -70,10 +70,10 @@ def map_draws(
                 result: Draws = mapped(index, draws)
                 return result
             except Exception:
-                # It may have failed by a flag that another thread has changed.
+                # It may have failed because another thread changed a flag.
                 if not hold():
                     break
                 rewind()
-        # Whatever vmap could not do, a plain loop shows as the program's own error.
+        # If vmap failed for any reason, a plain loop raises the program's own error.
         rows = [function({n: v[i] for n, v in draws.items()}) for i in range(count)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

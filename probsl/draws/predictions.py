@@ -30,7 +30,7 @@ def predictive(
         The problem that was fitted.
     draws
         Latent site -> constrained values, draws on the first axis. Latents with
-        one entry per row are drawn anew from the program.
+        one entry per row are drawn again from the program.
     own
         Own parameter -> unconstrained value.
     data
@@ -56,7 +56,7 @@ def predictive(
     observed = problem.sites_with_role(Role.OBSERVED)
 
     def generate(values: Draws) -> Draws:
-        # What a program still observes, as it needs its length say, is no prediction.
+        # Sites that are still observed, for example for a length, are not predicted.
         generating = Generating(values, anew=observed)
         with generating:
             problem.run(own, arguments)
@@ -80,7 +80,7 @@ def deterministics(
 ) -> Draws:
     """Return the deterministic sites of each draw, for the fitted data.
 
-    Those with one entry per row if `by_row`, else the others. Sites that vary with a
+    Those with one entry per row if `by_row`, else the others. Sites that depend on a
     discrete latent, which is summed out, are left to `predictive`.
     """
     mixed = problem.varying_with_discrete()
@@ -106,7 +106,7 @@ def deterministics(
 
 
 def _length(problem: Problem, arguments: Mapping[str, Any]) -> int:
-    """Return how many rows new arguments have."""
+    """Return the number of rows of new arguments."""
     given = [arguments[name] for name in problem.rows if name in arguments]
     lengths = [len(value) for value in given if torch.is_tensor(value) and value.ndim]
     return max(lengths, default=problem.rows_held)
@@ -115,7 +115,7 @@ def _length(problem: Problem, arguments: Mapping[str, Any]) -> int:
 def _by_row(problem: Problem, site: Site) -> bool:
     if site.plates or not problem.has_rows:
         return problem.is_local(site)
-    # One outside of all plates is told by its length, if no other plate has that.
+    # A site outside all plates is identified by its length, if no other plate has it.
     others = {
         p.size for s in problem.sites for p in s.plates if p.name != _name(problem)
     }
@@ -129,9 +129,9 @@ def _name(problem: Problem) -> str:
 def replicates(
     problem: Problem, draws: Draws, own: Draws, *, count: int, seed: int
 ) -> tuple[Draws, tuple[str, ...]]:
-    """Draw the observed sites anew for the fitted rows.
+    """Draw the observed sites again for the fitted rows.
 
-    Unlike `predictive`, it takes the latents with one entry per row as they are.
+    Unlike `predictive`, it keeps the given latents with one entry per row.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def replicates(
     -------
     tuple
         Site -> values, draws on the first axis; and the names of the observed
-        sites that cannot be drawn, for their distribution has no sampler.
+        sites that cannot be drawn, because their distribution has no sampler.
     """
     names = problem.sites_with_role(Role.OBSERVED)
     return _anew(problem, draws, own, names, count=count, seed=seed)
@@ -168,7 +168,7 @@ def prior_draws(
     -------
     tuple
         Latent site -> values, draws on the first axis; and the names of those
-        that cannot be drawn: the improper ones and all that depend on them.
+        that cannot be drawn: those with improper priors, and all that depend on them.
     """
     names = tuple(s.name for s in problem.latents)
     draws, missing = _anew(problem, {}, own, names, count=count, seed=seed)
@@ -188,7 +188,7 @@ def _anew(
     count: int,
     seed: int,
 ) -> tuple[Draws, tuple[str, ...]]:
-    """Draw some sites from the program; return them, and the names that cannot be."""
+    """Draw some sites from the program; return them, and the names of the others."""
     own = {name: value.detach() for name, value in own.items()}
     missing: set[str] = set()
 
@@ -208,7 +208,7 @@ def _anew(
 
 
 def new_arguments(problem: Problem, data: Any) -> dict[str, Any]:
-    """Bind new inputs; observed arguments are left out, constants carried over."""
+    """Bind new inputs; observed arguments are omitted, constants are reused."""
     observed = observed_arguments(problem)
     function, labels = problem.program.function, problem.arguments.labels
     given = {**problem.constants(), **by_name(function, data)}
@@ -233,9 +233,9 @@ def new_arguments(problem: Problem, data: Any) -> dict[str, Any]:
 
 
 def observed_arguments(problem: Problem) -> set[str]:
-    """Find the arguments without which an observed site is observed no more.
+    """Find the arguments without which an observed site is no longer observed.
 
-    An argument with a default is left out, and a required one is None.
+    An argument with a default is omitted, and a required one is None.
     """
     values = problem.feasible_values()
     own = {p.name: p.start for p in problem.own_parameters}
@@ -268,7 +268,7 @@ def observed_arguments(problem: Problem) -> set[str]:
 def _annotate_shapes(
     error: Exception, problem: Problem, arguments: Mapping[str, Any]
 ) -> None:
-    """Add to an error which arguments have other columns than in the fit."""
+    """Add to an error which arguments have other shapes than in the fit."""
     for name in problem.rows:
         fitted, new = problem.arguments.values[name], arguments.get(name)
         if torch.is_tensor(new) and new.shape[1:] != fitted.shape[1:]:

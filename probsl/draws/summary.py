@@ -1,4 +1,4 @@
-"""A fit's parameters in a table."""
+"""Tables of a fit's parameters."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def summarize(
         One line per site, with the mean of its elements' columns, instead of one
         line per element.
     marks
-        Site -> what to put behind its labels.
+        Site -> suffix of its labels.
 
     Raises
     ------
     TypeError
-        If `prob` is no number.
+        If `prob` is not a number.
     ValueError
         If `prob` is not between 0 and 1.
     """

@@ -1,1 +1,1 @@
-"""How an objective becomes a minimum in few and fast steps; no statistics in here."""
+"""Fast minimization of an objective function; contains no statistics."""

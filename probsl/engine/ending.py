@@ -1,10 +1,10 @@
-"""How a search ends."""
+"""Ways in which a search can end."""
 
 from enum import Enum
 
 
 class Ending(Enum):
-    """The kinds of end that a search may come to."""
+    """The ways in which a search can end."""
 
     CONVERGED = "The point is a minimum: no step worth taking is left."
     MAX_STEPS = "The steps ran out."

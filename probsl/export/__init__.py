@@ -1,1 +1,1 @@
-"""Fits as arrays and files."""
+"""Exports fits as arrays, InferenceData and DataTree."""

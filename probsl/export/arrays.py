@@ -1,4 +1,4 @@
-"""What a fit holds, as groups of plain numpy arrays with named axes."""
+"""Collects a fit as groups of NumPy arrays with named axes."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ Group = dict[str, Named]
 
 @dataclass(frozen=True, eq=False)
 class FitArrays:
-    """Arrays by group and variable, ready for any library of labelled arrays.
+    """Arrays by group and variable, for any library of labeled arrays.
 
     Attributes
     ----------
     arrays
-        Group -> variable -> (name of each axis, array). An axis that no plate
-        names has None. In the groups of draws the array has one more axis, the
-        first, which runs over the draws and is not among the names.
+        Group -> variable -> (name of each axis, array). The name is None for an
+        axis outside all plates. In the groups of draws the array has an additional
+        first axis over the draws, which is not among the names.
     labels
-        Plate -> labels of its entries, where the data had categories.
+        Plate -> labels of its entries, if the data had categories.
     attrs
-        Group -> facts about it; those under "" are about all.
+        Group -> its attributes; those under "" belong to the whole.
     """
 
     arrays: dict[str, Group]
@@ -68,7 +68,7 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
     fit
         The fit.
     draws
-        The number of draws; of what is a point, there is one.
+        The number of draws; a point has one draw.
     seed
         Seed of the draws.
 
@@ -76,13 +76,13 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
     -------
     FitArrays
         The groups `posterior`, `log_likelihood`, `log_prior`, `sample_stats`,
-        `posterior_predictive`, `prior`, `observed_data` and `constant_data`, those
-        without a variable left out. `probsl.to_arviz` says what they hold.
+        `posterior_predictive`, `prior`, `observed_data` and `constant_data`,
+        without empty groups. `probsl.to_arviz` describes their contents.
 
     Raises
     ------
     TypeError
-        If `fit` is no fit.
+        If `fit` is not a `Fit`.
     """
     if not isinstance(fit, Fit):
         raise TypeError(
@@ -109,7 +109,7 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
     attrs = {"": facts, "posterior": dict(facts)}
     for group, told in {"prior": undrawn, "posterior_predictive": unpredicted}.items():
         if told:
-            # Where nothing is left in, there is no group to say it.
+            # A group that is left out completely cannot have attributes.
             facts[f"{group}_left_out"] = told
             attrs[group] = {"left_out": told}
     return FitArrays(
@@ -120,7 +120,7 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
 
 
 class _Collector:
-    """The groups of draws of one fit."""
+    """Collects the groups of draws of one fit."""
 
     def __init__(self, fit: Fit, draws: int, seed: int) -> None:
         self._fit = fit
@@ -133,7 +133,7 @@ class _Collector:
         self._axes = {s.name: _axes(s) for s in fit.problem.sites}
 
     def posterior(self) -> Group:
-        """Latents, own parameters and deterministics."""
+        """Return latents, own parameters and deterministics."""
         drawn = {
             **self._fit.draw(self._count, seed=self._seed),
             **deterministics(
@@ -143,7 +143,7 @@ class _Collector:
         return self._named(drawn)
 
     def predictive(self) -> tuple[Group, str]:
-        """Observed sites anew, and what to say of those left out."""
+        """Return new draws of observed sites, and a note on those left out."""
         values = self._values
         if self._count != self._draws:
             values = self._fit.posterior.draw(self._draws, self._seed)
@@ -154,21 +154,21 @@ class _Collector:
         return self._named(drawn), _left_out(missing, reason)
 
     def prior(self) -> tuple[Group, str]:
-        """Latents drawn from the program, and what to say of those left out."""
+        """Return latents drawn from the program, and a note on those left out."""
         latents = [s.name for s in self._problem.latents]
         try:
             drawn, missing = prior_draws(
                 self._problem, self._own, count=self._draws, seed=self._seed + 2
             )
         except Exception as error:
-            # The program has run; what stops it here is a draw far from the data.
+            # The program ran before; it fails here at a draw far from the data.
             reason = f"the program fails at a draw from the prior: {error}"
             return {}, _left_out(latents, reason)
         reason = "their prior is improper or depends on one that is"
         return self._named(drawn), _left_out(missing, reason)
 
     def log_likelihood(self) -> Group:
-        """Log densities of the observed sites, with the batch axes of their values."""
+        """Return log densities of observed sites, with their batch axes."""
         problem = self._problem
         factors = [
             name
@@ -184,11 +184,11 @@ class _Collector:
         }
 
     def log_prior(self) -> Group:
-        """Log densities of the latents given those they depend on."""
+        """Return log densities of the latents given those they depend on."""
         return self._densities({s.name for s in self._problem.latents})
 
     def sample_stats(self) -> Group:
-        """Joint log densities, and the guide's where it is known."""
+        """Return joint log densities, and the guide's if it is known."""
         plain, posterior = self._problem.reweighted(None), self._fit.posterior
         stats = {"lp": self._mapped(lambda v: plain.log_density(v, self._own))}
         if isinstance(posterior, KnowsDensity):
@@ -232,7 +232,7 @@ class _Collector:
 
 
 def _observed_data(fit: Fit) -> Group:
-    """Return the observed values; those that depend on latents are at the estimate."""
+    """Return observed values; those that depend on latents are at the estimate."""
     problem, posterior = fit.problem, fit.posterior
     values = problem.observed_values(values=posterior.point(), own=posterior.own)
     return {
@@ -242,14 +242,14 @@ def _observed_data(fit: Fit) -> Group:
 
 
 def _constant_data(problem: Problem) -> Group:
-    """Return the arguments that are arrays and not observed."""
+    """Return the arguments that are unobserved arrays."""
     observed = problem.observed_values().values()
     skip = observed_arguments(problem)
     found = {}
     for name, value in problem.arguments.values.items():
         if not torch.is_tensor(value) or name in skip:
             continue
-        # A required argument is not known to be observed by leaving it out.
+        # Whether a required argument is observed cannot be tested by omitting it.
         if any(value is other for other in observed):
             continue
         axes: list[str | None] = [None] * value.dim()
@@ -260,7 +260,7 @@ def _constant_data(problem: Problem) -> Group:
 
 
 def _axes(site: Site) -> Axes:
-    """Name the axes of a site's value after the plates that run along them."""
+    """Name the axes of a site's value after their plates."""
     names: list[str | None] = [None] * len(site.shape)
     for plate in site.plates:
         axis = site.batch_axes + plate.dim if plate.dim is not None else -1
@@ -270,7 +270,7 @@ def _axes(site: Site) -> Axes:
 
 
 def _without_unit_axes(named: Named, kept_axes: int) -> Named:
-    """Drop axes of length 1 that no plate names, but for the last `kept_axes`."""
+    """Drop unnamed axes of length 1, except for the last `kept_axes`."""
     axes, array = named
     spare = axes[: max(len(axes) - kept_axes, 0)]
     units = [i for i, a in enumerate(spare) if a is None and array.shape[i + 1] == 1]
@@ -279,9 +279,9 @@ def _without_unit_axes(named: Named, kept_axes: int) -> Named:
 
 
 def _labels(problem: Problem) -> dict[str, np.ndarray[Any, Any]]:
-    """Give a plate the categories of the argument that bears its name.
+    """Label a plate with the categories of the argument that has its name.
 
-    The plate "schools" of 8 has those of the argument "school" with 8 categories.
+    A plate "schools" of size 8 gets the 8 categories of an argument "school".
     """
     plates = {p.name: p.size for s in problem.sites for p in s.plates}
     found = {}
@@ -320,7 +320,7 @@ def _facts(fit: Fit, seed: int) -> dict[str, str | int]:
 def _version() -> str | None:
     try:
         return version("probsl")
-    except PackageNotFoundError:  # run from its sources, without being installed
+    except PackageNotFoundError:  # run from source, not installed
         return None
 
 

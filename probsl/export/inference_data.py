@@ -1,7 +1,7 @@
-"""A fit for ArviZ: its groups of arrays as InferenceData (0.x) or DataTree (1.x).
+"""Exports a fit to ArviZ, as InferenceData (0.x) or DataTree (1.x).
 
-No other module imports arviz, and this one needs no torch: given plain numpy arrays,
-it runs wherever arviz does.
+No other module imports arviz, and this one works without torch: given NumPy arrays,
+it depends on arviz only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, Mapping[str, tuple[Axes, np.ndarray[Any, Any]]]]
     Named = tuple[tuple[str, ...], np.ndarray[Any, Any]]
 
-# The groups whose arrays have draws on their first axis. ArviZ wants a chain too: its
-# summaries, LOO and plots stumble over draws without one.
+# The groups whose arrays have draws on their first axis. ArviZ needs a chain axis too:
+# its summaries, LOO and plots fail without one.
 DRAWN = (
     "posterior",
     "posterior_predictive",
@@ -43,65 +43,65 @@ def to_arviz(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
 ) -> Any:
-    """Return a fit in the form that ArviZ reads.
+    """Convert a fit to the format of ArviZ.
 
     Parameters
     ----------
     fit
         A fit by any method.
     draws
-        The number of draws from a distribution. A point is one draw, but has as
-        many from its prior and its predictive distribution.
+        The number of draws from a distribution. A point is one draw, but has this
+        many draws from its prior and its predictive distribution.
     seed
         Seed of the draws.
     dims
         Variable -> a name for each of its axes that is not in a plate. Axes in a
-        plate are named after the plate; those left without a name are called
-        ``w_dim_0``, ``w_dim_1``, and so on.
+        plate have the name of the plate; unnamed axes are called ``w_dim_0``,
+        ``w_dim_1``, and so on.
     coords
-        Dimension -> labels. A plate has those of the pandas categories of the
+        Dimension -> labels. By default a plate has the pandas categories of the
         argument with its name, in the singular or the plural; other dimensions
         count from 0.
 
     Returns
     -------
     arviz.InferenceData or xarray.DataTree
-        InferenceData with ArviZ 0.x, DataTree with 1.x, and in both these groups,
-        as far as the fit has them. All draws are one chain.
+        InferenceData with ArviZ 0.x, DataTree with 1.x, both with those of these
+        groups that the fit has. All draws are in one chain.
 
         - ``posterior``: latents, the program's own parameters, deterministics;
-          those that vary with a discrete latent are left out.
-        - ``posterior_predictive``: the observed sites of the fitted rows, drawn
-          anew. Latents with one entry per row are the fitted ones; discrete
+          those that depend on a discrete latent are omitted.
+        - ``posterior_predictive``: new draws of the observed sites of the fitted
+          rows. Latents with one entry per row have their fitted values; discrete
           latents are drawn from the program.
         - ``log_likelihood``: the log density of every observed site, one value per
-          row, at each draw. Row weights and the scale of batches are left out;
-          ``pyro.poutine.scale`` and masks of the program's own stay. Discrete
-          latents are summed out; observed sites that share one have one value
-          together, as ``y_0+y_1``. Factors in the data plate are here as well.
+          row, at each draw, without row weights and batch scales, but with the
+          program's own ``pyro.poutine.scale`` and masks. Discrete latents are
+          summed out; observed sites that share one have one joint value, named
+          like ``y_0+y_1``. Factors in the data plate are included.
         - ``log_prior``: the log density of every latent site given the latents
-          that it depends on, as the program states it: without ``prior_weight``,
+          that it depends on, as the program states it: without ``prior_weight``
           and without the Jacobian of a change of variables.
-        - ``sample_stats``: ``lp``, the log density of data and latents without any
-          weights; where the posterior's own density is known, ``log_q`` has it and
-          ``log_p`` is the density that was approximated, with all weights:
+        - ``sample_stats``: ``lp``, the joint log density of data and latents without
+          weights; if the density of the posterior is known, ``log_q`` is its log
+          and ``log_p`` the approximated log density with all weights. The log
           importance weights are ``log_p - log_q``.
-        - ``prior``: the latents drawn from the program, whatever it observed. Its
+        - ``prior``: the latents drawn from the program, independent of the data. Its
           attribute ``left_out`` names those that cannot be drawn, such as those
-          with an improper prior, and says why.
-        - ``observed_data``, ``constant_data``: observed sites; all other arguments
-          that are arrays.
+          with an improper prior, and the reason.
+        - ``observed_data``, ``constant_data``: the observed sites, and all other
+          arguments that are arrays.
 
-        The attributes of the whole and of the posterior say how the fit was made.
+        The attributes of the whole and of the posterior describe how it was fitted.
 
     Raises
     ------
     TypeError
-        If `fit` is no fit, `dims` or `coords` are no mappings, or `dims` gives a
-        variable one text instead of names.
+        If `fit` is not a `Fit`, `dims` or `coords` are not mappings, or `dims` maps a
+        variable to a string instead of a list of names.
     ValueError
-        If `dims` or `coords` name what the fit does not have, or do not have the
-        length of what they name, or if a site is called "chain" or "draw".
+        If `dims` or `coords` have names that the fit does not have, or the wrong
+        length for a name, or if a site is called "chain" or "draw".
 
     Examples
     --------
@@ -120,7 +120,7 @@ def to_arviz(
     >>> data.log_likelihood["y"].shape
     (1, 1000, 3)
     """
-    # Here, so that the rest of this module can be had without torch.
+    # Imported here, so that the rest of this module works without torch.
     from probsl.export.arrays import fit_arrays  # noqa: PLC0415
 
     groups = fit_arrays(fit, draws=draws, seed=seed)
@@ -141,26 +141,26 @@ def from_groups(
     labels: Mapping[str, np.ndarray[Any, Any]] | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Return groups of arrays in the form that ArviZ reads.
+    """Convert groups of arrays to the format of ArviZ.
 
     Parameters
     ----------
     arrays
         Group -> variable -> (name of each axis or None, array). In the groups of
-        draws the array has one more axis, the first, which is not named.
+        draws the array has an additional first axis, which is not named.
     dims
-        Variable -> names for its axes that have None, in order.
+        Variable -> names for its unnamed axes, in order.
     coords
         Dimension -> labels.
     labels
-        Labels of dimensions for which `coords` has none.
+        Labels of dimensions that are not in `coords`.
     attrs
-        Group -> attributes; those under "" are for the whole.
+        Group -> attributes; those under "" belong to the whole.
 
     Returns
     -------
     arviz.InferenceData or xarray.DataTree
-        With ArviZ 0.x or 1.x.
+        InferenceData with ArviZ 0.x, DataTree with 1.x.
 
     Raises
     ------
@@ -215,13 +215,13 @@ def _dataset(
 
 
 def _contained(datasets: Mapping[str, Any], attrs: Mapping[str, Any]) -> Any:
-    """Put datasets into the container of the ArviZ that is installed."""
+    """Put datasets into the container of the installed ArviZ version."""
     if int(version("arviz").split(".")[0]) >= 1:
         import xarray as xr
 
         return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **datasets})
     with warnings.catch_warnings():
-        # ArviZ 0.23 announces its successor on the day's first import.
+        # ArviZ 0.23 warns about its successor on the first import of the day.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
 
@@ -247,7 +247,7 @@ def _plain(name: str) -> str:
 
 
 def _taken(arrays: Arrays) -> set[str]:
-    """Return names of plates that something else in the same group bears."""
+    """Return plate names that another object in the same group also has."""
     taken = set(_SAMPLE)
     for group, variables in arrays.items():
         for name in _SAMPLE:
@@ -262,7 +262,7 @@ def _taken(arrays: Arrays) -> set[str]:
 
 
 def _sizes(named: Mapping[str, Mapping[str, Named]]) -> dict[str, int]:
-    """Return the length of every dimension, which must be one wherever it occurs."""
+    """Return the length of every dimension, which must be the same everywhere."""
     first: dict[str, tuple[str, int]] = {}
     for group, variables in named.items():
         for name, (axes, array) in variables.items():
@@ -292,7 +292,7 @@ def _check_dims(
                 f"dims names '{name}', which is no variable of the fit; those are "
                 f"{', '.join(known)}"
             )
-        # One text and one number have no axes.
+        # A single string or number has no axes.
         if np.ndim(given) == 0 or not all(isinstance(g, str) for g in given):
             raise TypeError(
                 f"dims['{name}'] must be a list of names, such as ['column'], got "

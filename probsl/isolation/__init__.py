@@ -1,1 +1,1 @@
-"""What surrounds a call, kept from it and left as it was."""
+"""Isolates calls from process-wide state, and restores that state afterwards."""

@@ -1,4 +1,4 @@
-"""One door to everything process-wide: Pyro's handlers and store, torch's flags."""
+"""Isolates calls from process-wide state: Pyro's handlers and store, torch's flags."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
-# Torch's default dtype and Pyro's flags belong to the process, so two fits in two
-# threads must take turns; re-entrant, for a fit inside a callback.
+# Torch's default dtype and Pyro's flags are process-wide, so fits in different threads
+# must take turns; re-entrant, to allow a fit inside a callback.
 _LOCK = threading.RLock()
-# The blocks that are open, the outermost first.
+# The open blocks, outermost first.
 _OPEN: list[Snapshot] = []
 
 _SETTINGS = (
@@ -41,13 +41,13 @@ _SETTINGS = (
     "validate_infer",
     "validate_poutine",
 )
-# Where Pyro keeps them: asking Pyro each time the program runs would take long.
+# Where Pyro stores them; querying Pyro's settings at each run would be slow.
 _FLAG_OF = {
     name: (importlib.import_module(module), attribute)
     for name in _SETTINGS
     for module, attribute, _ in (settings._REGISTRY[name],)
 }
-# What else is replaced for a while, here or in torch, by its module and name.
+# Other attributes that are temporarily replaced, here or in torch: module and name.
 _ATTRIBUTES: tuple[tuple[Any, str], ...] = tuple(
     pair
     for pair in (
@@ -73,18 +73,18 @@ def isolated(
     device: torch.device | None = None,
     validate: bool = False,
 ) -> Iterator[None]:
-    """Run a block in a Pyro and torch state of its own, and put back the old one.
+    """Run a block in its own Pyro and torch state, and restore the old one.
 
     Inside there are no Pyro handlers or plates, Pyro's parameter store is empty,
     torch's default floating type is `dtype` and its default device `device`, the
     random states of the CPU and of that device start from `seed`, gradients are on,
-    autocast, inference mode and modes of torch's functions are off, and
-    distributions check their arguments only if `validate`. Afterwards, also after an
-    error or Ctrl-C, everything is as it was.
+    autocast, inference mode and torch function modes are off, and distributions check
+    their arguments only if `validate`. Afterwards, also after an error or Ctrl-C, the
+    previous state is restored.
 
-    Other threads keep their own Pyro handlers, plates and parameters meanwhile. Torch's
-    default dtype, its generators and the flags for validation are one for the process:
-    other threads see those of the block.
+    Meanwhile other threads keep their own Pyro handlers, plates and parameters. Torch's
+    default dtype, its generators and the flags for validation are process-wide: other
+    threads see those of the block.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def isolated(
     seed
         Seed of torch's global generators inside the block.
     device
-        Where tensors are made inside the block; None leaves that as it is.
+        Default device inside the block; None leaves it unchanged.
     validate
         Whether distributions check their parameters and values.
 
@@ -109,7 +109,7 @@ def isolated(
     """
     with _turn():
         before = Snapshot(device)
-        # Ctrl-C may end the first of the two halfway, but not the second as well.
+        # Ctrl-C may interrupt the first of the two, but then not the second.
         try:
             try:
                 before.leave(keep_device=device is None)
@@ -129,10 +129,10 @@ def isolated(
 
 
 def undisturbed(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Let nothing that surrounds a call reach into a function, nor it change that.
+    """Decorate a function so that its calls are isolated from the caller's state.
 
-    What `isolated` takes away it takes away as well, but for the default dtype, the
-    random state and validation, which are the caller's.
+    It replaces the same state as `isolated`, except for the default dtype, the random
+    state and validation, which are the caller's.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class _Flags:
         self._settings = {
             "module_local_params": True,
             "validate_distributions_pyro": validate,
-            # Pyro's own checks refuse a bare `pyro.param` in a module.
+            # Pyro's own checks reject a bare `pyro.param` in a module.
             "validate_poutine": False,
             "validate_infer": False,
         }
@@ -186,7 +186,7 @@ class _Flags:
         self._validation = validation.default()
 
     def hold(self) -> bool:
-        """Set them again, and return whether that was needed."""
+        """Set the flags again if they changed, and return whether they had."""
         if validation.default() is self._validation and all(
             getattr(*_FLAG_OF[name]) is value for name, value in self._settings.items()
         ):
@@ -197,15 +197,15 @@ class _Flags:
 
 
 class Snapshot:
-    """All that `isolated` replaces, as it is now.
+    """A snapshot of all state that `isolated` replaces.
 
-    Made where Ctrl-C is caught too: it may have come between the two halves of
-    anything, such as the entry of a plate, and `recover` mends that.
+    Also taken where Ctrl-C is caught: it may have interrupted any operation, such as
+    the entry of a plate, and `recover` repairs that.
 
     Parameters
     ----------
     device
-        Whose random state is noted besides that of the CPU.
+        Device whose random state is stored besides that of the CPU.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -234,7 +234,7 @@ class Snapshot:
         self._inference: Any = None
 
     def leave(self, *, keep_device: bool = False) -> None:
-        """Take away what surrounds the caller, until `restore`."""
+        """Replace the caller's state by a neutral one, until `restore`."""
         _OPEN.append(self)
         pyro_state.use(PyroState())
         torch.get_default_dtype = _default_dtype_of_thread
@@ -256,9 +256,9 @@ class Snapshot:
             torch_state.set_default_device(None)
 
     def restore(self) -> None:
-        """End the block that `leave` began; once it has ended, do nothing."""
-        # A generator that Ctrl-C kept from ending does so when it is collected, and
-        # by then an outer block has put back all of it.
+        """End the block that `leave` began; does nothing if it has already ended."""
+        # A generator that Ctrl-C kept from ending ends when it is garbage-collected. By
+        # then an outer block has already restored everything.
         if self not in _OPEN:
             return
         self._put_back()
@@ -267,17 +267,17 @@ class Snapshot:
         del _OPEN[_OPEN.index(self) :]
 
     def close(self, error: BaseException) -> None:
-        """End, after Ctrl-C, what it has kept from ending.
+        """Close generators that Ctrl-C has left open.
 
-        It may come where a generator is to be resumed, say at the end of a context.
-        Such a generator ends when the frames that hold it are forgotten, and would then
-        change what has been put back before.
+        Ctrl-C may arrive when a generator is about to be resumed, as at the end of a
+        context. Such a generator ends when the frames that hold it are cleared, and
+        could then change state that has already been restored.
 
         Raises
         ------
         KeyboardInterrupt
-            If that is what another error has come of, such as one of a plate that was
-            entered by half.
+            If the error is a consequence of one, such as an error of a partly entered
+            plate.
         """
         chain: list[BaseException] = []
         each: BaseException | None = error
@@ -292,13 +292,13 @@ class Snapshot:
             raise KeyboardInterrupt from None
 
     def recover(self, error: KeyboardInterrupt) -> None:
-        """Go on after Ctrl-C as if nothing had begun since the snapshot was taken."""
+        """Restore the state of the snapshot after Ctrl-C, and drop later blocks."""
         self.close(error)
         self._put_back()
         del _OPEN[self._open :]
 
     def _put_back(self) -> None:
-        """Make everything as it was when the snapshot was taken."""
+        """Restore all state of the snapshot."""
         self._put_back_process()
         torch.set_grad_enabled(self._gradients)
         for kind, enabled in zip(_AUTOCAST, self._autocast, strict=True):
@@ -309,7 +309,7 @@ class Snapshot:
         torch_state.set_default_device(self._default_device)
 
     def _put_back_process(self) -> None:
-        """Put back what all threads share."""
+        """Restore the state that all threads share."""
         if self._pyro is not None and self._pyro_held is not None:
             _refill(self._pyro, self._pyro_held)
         pyro_state.use(self._pyro)
@@ -325,7 +325,7 @@ class Snapshot:
 
 
 def own_generator(device: torch.device) -> torch.Generator:
-    """Return a generator of the innermost `isolated` block, which no one else moves.
+    """Return a generator of the innermost `isolated` block, used by nothing else.
 
     It starts from the seed of the block.
     """
@@ -341,7 +341,7 @@ def own_generator(device: torch.device) -> torch.Generator:
 
 
 def marked() -> Callable[[], None]:
-    """Return a function that rewinds the generators of the block to where they are."""
+    """Return a function that resets the block's generators to their current states."""
     blocks = [(each, dict(each.generators)) for each in _OPEN]
     states = [
         (generator, generator.get_state())
@@ -359,28 +359,28 @@ def marked() -> Callable[[], None]:
 
 
 def hold() -> bool:
-    """Take back the flags of the innermost block, if another thread changed them.
+    """Restore the flags of the innermost block, if another thread changed them.
 
     Returns
     -------
     bool
-        Whether one has.
+        Whether another thread had changed them.
     """
     flags = next((b.flags for b in reversed(_OPEN) if b.flags is not None), None)
     return flags is not None and flags.hold()
 
 
 def _default_dtype_of_thread() -> torch.dtype:
-    """Return torch's default dtype; to other threads, what it is without the block."""
+    """Return torch's default dtype; for other threads, the one outside the block."""
     if _OPEN and _OPEN[0]._thread != get_ident():
         return _OPEN[0].dtype
     return _get_default_dtype()
 
 
 def _set_default_dtype_of_thread(d: torch.dtype) -> None:
-    """Set torch's default dtype; for another thread, once the block has ended.
+    """Set torch's default dtype; for other threads, after the block has ended.
 
-    The default is one for the process, and a fit must not change its type halfway.
+    The default is process-wide, and must not change during a fit.
     """
     if _OPEN and _OPEN[0]._thread != get_ident() and d.is_floating_point:
         _OPEN[0].dtype = d
@@ -389,7 +389,7 @@ def _set_default_dtype_of_thread(d: torch.dtype) -> None:
 
 
 def forked(device: torch.device | None) -> AbstractContextManager[None]:
-    """Put back the random states of the CPU and of a device after a block."""
+    """Restore the random states of the CPU and of a device after a block."""
     return Forked(_cuda_index(device))
 
 
@@ -401,7 +401,7 @@ def _turn() -> AbstractContextManager[Any]:
 
 
 def _begin_anew() -> None:
-    """Let a forked child be free of the block that another thread was in."""
+    """Release a forked child process from the block of another thread."""
     global _LOCK  # noqa: PLW0603
     if _OPEN and _OPEN[0]._thread == get_ident():
         return
@@ -433,14 +433,14 @@ def _refill(state: PyroState, contents: tuple[Any, ...]) -> None:
 
 
 def _seed(seed: int, device: torch.device | None) -> None:
-    # Not torch.manual_seed, which would also reseed every other accelerator.
+    # Not torch.manual_seed, because it would also reseed every other accelerator.
     torch.default_generator.manual_seed(seed)
     for index in _cuda_index(device):
         torch.cuda.default_generators[index].manual_seed(seed)
 
 
 def _cuda_index(device: torch.device | None) -> list[int]:
-    """Return the index of a CUDA device in a list, which is empty for any other."""
+    """Return a list of the index of a CUDA device, empty for any other device."""
     if device is None or device.type != "cuda":
         return []
     if device.index is None:
@@ -449,7 +449,7 @@ def _cuda_index(device: torch.device | None) -> list[int]:
 
 
 def _set_default_device(device: torch.device | None) -> None:
-    # Torch's own mode costs time at every call, so it is entered where it matters only;
-    # it is not left, for the snapshot puts back what was before.
+    # Torch's own mode slows down every call, so it is entered only if needed. It is not
+    # exited, because the snapshot restores the previous state.
     if device is not None and device != torch.get_default_device():
         device.__enter__()

@@ -1,9 +1,9 @@
-"""Pyro's process-wide state, replaced for one thread while the others keep theirs.
+"""Replaces Pyro's process-wide state for one thread only.
 
-Pyro holds its handlers, the axes of its plates and of enumeration, and its parameters
-in module-level objects, which every thread shares. Between `use(state)` and `use(None)`
-these objects show the thread of `state` what it holds, and every other thread what it
-saw before; nothing of theirs is moved, so nothing of theirs has to be put back.
+Pyro stores its handlers, the axes of its plates and of enumeration, and its parameters
+in module-level objects that all threads share. Between `use(state)` and `use(None)`
+these objects show `state` to its own thread, and the shared content to every other
+thread. The shared content is not moved, so it does not have to be restored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyro.poutine import collapse_messenger, messenger, runtime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The list that all threads share, and the modules that know it by name.
+# The list that all threads share, and the modules that refer to it by name.
 _SHARED: list[Any] = runtime._PYRO_STACK
 _KNOWN_BY: tuple[Any, ...] = (runtime, messenger, collapse_messenger)
 
@@ -30,7 +30,7 @@ class PyroState:
     Attributes
     ----------
     thread
-        The thread that sees them; that which makes the state.
+        The thread that sees them; the one that created the state.
     handlers
         Its stack of handlers.
     plates, enumeration, parameters
@@ -51,7 +51,7 @@ class PyroState:
 
 
 def use(state: PyroState | None) -> None:
-    """Show a thread its own state of Pyro; None shows all of them the shared one."""
+    """Show its own Pyro state to a thread; None shows all threads the shared one."""
     _shown[0] = state
     handlers = _SHARED if state is None else _BY_THREAD
     for module in _KNOWN_BY:
@@ -61,7 +61,7 @@ def use(state: PyroState | None) -> None:
 
 
 def in_use() -> PyroState | None:
-    """Return the state that its thread sees, None outside every `use`."""
+    """Return the state in use, None if there is none."""
     return _shown[0]
 
 
@@ -69,13 +69,13 @@ _shown: list[PyroState | None] = [None]
 
 
 def _own() -> PyroState | None:
-    """Return the state of the thread that asks, None where that is the shared one."""
+    """Return the state of the calling thread, None if that is the shared one."""
     state = _shown[0]
     return state if state is not None and state.thread == get_ident() else None
 
 
 class _HandlersByThread:
-    """Stands for Pyro's list of handlers, and is to each thread its own one."""
+    """Replaces Pyro's list of handlers by one list per thread."""
 
     @staticmethod
     def _list() -> list[Any]:
@@ -114,7 +114,7 @@ _BY_THREAD = _HandlersByThread()
 
 
 def _routed(shared: Any, held: str, *names: str) -> tuple[type, type]:
-    """Return an object's class, and one whose attributes are those of each thread."""
+    """Return an object's class, and one with separate attributes per thread."""
 
     def fields(each: Any) -> dict[str, Any]:
         own = _own()

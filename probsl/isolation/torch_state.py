@@ -1,7 +1,7 @@
-"""What surrounds a call in torch, by names that torch does not publish.
+"""Torch's state around a call, by private names of torch.
 
-They are looked up here, one by one: a torch that has renamed one of them leaves that
-one thing as it is around a fit, and everything else works.
+Each is looked up separately: if a version of torch has renamed one of them, only that
+part of the state stays unchanged around a fit, and everything else works.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def _named(module: str, name: str, substitute: Any) -> Any:
-    """Return what torch has under a name, or what does no harm in its place."""
+    """Return torch's object of a name, or a harmless substitute."""
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
@@ -47,8 +47,8 @@ _undo_to_depth = getattr(
 )
 _device_mode = _named("torch.utils._device", "DeviceContext", ())
 
-# Torch's own notes, by module and name: that a mode of its dispatcher is active, and
-# on which device tensors are made.
+# Torch's own flags, by module and name: whether a dispatch mode is active, and the
+# device on which tensors are created.
 _ANY_MODE = "_is_in_any_mode_without_ignore_compile_internals"
 MODE_FLAGS = tuple(
     (importlib.import_module(_DISPATCH), name)
@@ -73,12 +73,12 @@ NOTES = (
 
 
 def function_modes() -> list[Any]:
-    """Return the modes of torch's functions, the innermost last."""
+    """Return the torch function modes, the innermost last."""
     return list(_get_function_modes())
 
 
 def set_function_modes(modes: list[Any]) -> None:
-    """Make these the modes of torch's functions."""
+    """Set the torch function modes."""
     now = function_modes()
     if now == modes:
         return
@@ -89,17 +89,17 @@ def set_function_modes(modes: list[Any]) -> None:
 
 
 def sets_device(mode: Any) -> bool:
-    """Return whether a mode is that of a default device."""
+    """Return whether a mode sets a default device."""
     return isinstance(mode, _device_mode)
 
 
 def dispatch_modes() -> list[Any]:
-    """Return the modes of torch's dispatcher, the innermost last."""
+    """Return the torch dispatch modes, the innermost last."""
     return list(_get_dispatch_modes())
 
 
 def set_dispatch_modes(modes: list[Any]) -> None:
-    """Make these the modes of torch's dispatcher; `MODE_FLAGS` say so apart from it."""
+    """Set the torch dispatch modes; `MODE_FLAGS` are set separately."""
     now = dispatch_modes()
     if now != modes:
         for _ in now:
@@ -110,23 +110,23 @@ def set_dispatch_modes(modes: list[Any]) -> None:
 
 
 def vectorized_depth() -> int:
-    """Return in how many of `torch.func`'s transformations the thread is."""
+    """Return the number of nested `torch.func` transformations of the thread."""
     return int(_depth())
 
 
 def leave_vectorized(depth: int) -> None:
-    """Leave transformations until there are no more than `depth`."""
+    """Exit transformations until there are no more than `depth`."""
     if vectorized_depth() > depth:
         _undo_to_depth(depth)
 
 
 def default_device() -> Any:
-    """Return what `torch.set_default_device` has left in this thread."""
+    """Return the context set by `torch.set_default_device` in this thread."""
     held = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
     return getattr(held, "device_context", None)
 
 
 def set_default_device(context: Any) -> None:
-    """Put back what `default_device` returned; None takes it away."""
+    """Restore a result of `default_device`; None removes the default device."""
     if default_device() is not context:
         torch._GLOBAL_DEVICE_CONTEXT.device_context = context

@@ -1,4 +1,4 @@
-"""Whether distributions check their parameters and values, whatever they hold."""
+"""Controls whether distributions check their parameters and values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.distributions import Distribution
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Torch's name for it: a default of the class, and of a distribution that was asked for
-# checks, or expanded while they were on, an attribute of its own.
+# Torch's flag: a class attribute for the default, and an instance attribute of a
+# distribution for which checks were requested, or which was expanded with checks on.
 _FLAG = "_validate_args"
 
 
 @contextmanager
 def validating(validate: bool) -> Iterator[None]:
-    """Let distributions check themselves in a block, or keep all of them from it.
+    """Turn the checks of all distributions on or off in a block.
 
     See `replace_default`.
 
@@ -40,27 +40,27 @@ def validating(validate: bool) -> Iterator[None]:
 
 
 def default() -> Any:
-    """Return the default of torch's classes, or what stands in its place."""
+    """Return the default of torch's classes, or its replacement."""
     return vars(Distribution).get(_FLAG)
 
 
 def put_back(before: Any) -> None:
-    """Make what `default` returned the default again."""
-    if before is not None:  # torch calls it something else by now
+    """Restore a result of `default`."""
+    if before is not None:  # else this version of torch has another name
         setattr(Distribution, _FLAG, before)
 
 
 def replace_default(validate: bool) -> None:
-    """Let distributions check themselves, or keep all of them from it.
+    """Turn the checks of all distributions on or off.
 
-    A check reads whether values lie in a support, which no graph of operations and no
-    vectorized run can. The default of torch's classes does not reach a distribution
-    that was expanded before, since that has copied the default.
+    A check reads whether values lie in a support, which is impossible in a traced graph
+    or a vectorized run. The default of torch's classes does not affect a distribution
+    that was expanded before, because that has copied the default.
 
     Parameters
     ----------
     validate
-        True makes checks the default, which a distribution may overrule; False turns
+        True makes checks the default, which a distribution may override; False turns
         them off for every distribution, in this thread.
     """
     before = default()
@@ -69,7 +69,7 @@ def replace_default(validate: bool) -> None:
 
 
 class _Off:
-    """In the place of the flag: off in one thread, and what it was in all others."""
+    """Replaces the flag: off in one thread, unchanged in all others."""
 
     def __init__(self, before: Any) -> None:
         self._default: Any = before._default if isinstance(before, _Off) else before

@@ -1,4 +1,4 @@
-"""Many starts of one search: the basins they end in, and the best of them."""
+"""Many starts of one search: the basins they converge to, and the best of them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from probsl.methods.progress import Callback
     from probsl.program.coordinates import Coordinates
 
-# Where the way from one end to another is looked at for a hill.
+# Points on the line between two optima at which a barrier is searched for.
 _ON_THE_WAY = (0.1, 0.5, 0.9)
-# Ends farther apart in height are two; a hill is what rises higher than rounding, and
-# than what is left of the descent.
+# Optima whose values differ by more are distinct; a barrier is higher than rounding
+# and than the remaining gain of the descent.
 LEVEL, _HILL = 1e-5, 2e-8
-# So many times the precision of the numbers is no hill.
+# This many times the machine precision is not a barrier.
 _ROUNDING = 20
-# Along many coordinates so many times its tolerance is left where a descent ends.
+# With many coordinates, this many times its tolerance remains where a descent stops.
 _LEFT = 10
-# Starts that lag behind the half that has settled have this many times its rounds, and
-# so many of those that could still win are followed to their end.
+# Starts slower than the half that has converged get this many times its rounds, and
+# up to this many of those that could still win are followed to convergence.
 _PATIENCE, _FOLLOWED = 1.5, 4
 _LISTED = 5
 ONE_BY_ONE = (
@@ -44,18 +44,18 @@ KINKED = "the objective has kinks, so the starts were followed one after another
 
 @dataclass(frozen=True)
 class Several:
-    """What several starts came to: the best end, and all of them by basin.
+    """The result of several starts: the best one, and all of them by basin.
 
     Attributes
     ----------
     best
-        The best end.
+        The best result.
     steps
-        Steps in all: those of all starts at once, and those of single searches.
+        Steps in total: those of all starts together, and those of single searches.
     basins
         The basins, the lowest objective first.
     note
-        What was found, in a sentence.
+        The result, in a sentence.
     """
 
     best: Found
@@ -66,7 +66,7 @@ class Several:
 
 @dataclass(frozen=True)
 class _Group:
-    """Ends in one basin, the one that stands for it first."""
+    """Results in one basin, its representative first."""
 
     members: list[int]
     value: float
@@ -75,9 +75,9 @@ class _Group:
 
 
 def preference(found: Found) -> tuple[bool, bool, float]:
-    """Return a key that is least for the best end.
+    """Return a sort key that is smallest for the best result.
 
-    A start that ran off may show a lower objective, but it is no answer.
+    A diverged start may show a lower objective, but it is not a solution.
     """
     failed = found.status is not Status.CONVERGED
     return failed, math.isnan(found.value), found.value
@@ -101,14 +101,14 @@ def search_together(
     objective
         A mean over rows, without the penalty.
     starts
-        Where to begin [k, d].
+        The starts [k, d].
     layout, size, tolerance, max_steps, l1, callback
         As in `probsl.methods.search.search_exactly`.
 
     Returns
     -------
     Several or None
-        None where the objective cannot be vectorized.
+        None if the objective cannot be vectorized.
     """
     if not vectorizes(objective, starts):
         return None
@@ -158,7 +158,7 @@ def search_together(
         groups = _followed(groups, size, finish)
     groups = _merged(groups, many.x, heights)
     done = [g.found for g in groups if g.found is not None]
-    if not done:  # no start was finite: let the search say what is wrong
+    if not done:  # no start was finite: the search reports why
         return Several(finish(0), steps)
     best = min(done, key=preference)
     if any(found.status is Status.INTERRUPTED for found in done):
@@ -179,11 +179,11 @@ def search_in_turn(
     Parameters
     ----------
     search
-        From a start to its end.
+        Maps a start to the result of its search.
     starts
-        Where to begin, [d] each.
+        The starts, [d] each.
     heights
-        From points [n, d] to their objective [n], to tell basins; None: not to.
+        Maps points [n, d] to their objective [n], to identify basins; None: do not.
     layout, size
         As in `probsl.methods.search.search_exactly`.
     """
@@ -217,13 +217,13 @@ def _grouped(
     settled: Tensor,
     heights: Callable[[Tensor], Tensor],
 ) -> list[_Group]:
-    """Split ends into basins: equally high, and no hill on the way between them.
+    """Split optima into basins: equal values, and no barrier between them.
 
-    Both are needed. Points of equal height are two where labels are switched, and one
-    where a direction is free.
+    Both are needed. Points of equal value are in two basins if labels are switched, and
+    in one if a direction is free.
     """
     tolerance = torch.finfo(x.dtype).eps ** 0.75
-    values, settled = values.cpu(), settled.cpu()  # looked at one by one
+    values, settled = values.cpu(), settled.cpu()  # read one by one
     order = sorted(
         (i for i in range(len(x)) if math.isfinite(values[i])),
         key=lambda i: (not settled[i], float(values[i])),
@@ -240,7 +240,7 @@ def _grouped(
         if near:
             joined = _without_hill(x[first], value, x[near], values[near], heights)
             members += [i for i, same in zip(near, joined, strict=True) if same]
-        # The calm start comes first, and stands for those that are as good.
+        # The default start comes first, and represents equally good ones.
         equal = [i for i in members if settled[i] or i == first]
         others = sorted(set(members) - {min(equal)})
         groups.append(_Group([min(equal), *others], value, bool(settled[first])))
@@ -251,7 +251,7 @@ def _grouped(
 def _finished(
     groups: list[_Group], size: float, finish: Callable[[int], Found]
 ) -> list[_Group]:
-    """Finish basins, the best first, until none of the others can be the answer."""
+    """Finish basins, the best first, until none of the others can be the optimum."""
     result: list[_Group] = []
     best, followed = math.inf, 0
     free: list[_Group] = []
@@ -271,14 +271,14 @@ def _finished(
         if found.status is Status.CONVERGED:
             best = min(best, result[-1].value)
         if found.status is Status.UNIDENTIFIED:
-            free.append(result[-1])  # those as low will be joined to it
+            free.append(result[-1])  # equally low ones will be joined to it
     return result
 
 
 def _followed(
     groups: Iterable[_Group], size: float, finish: Callable[[int], Found]
 ) -> list[_Group]:
-    """Follow every end: those on kinks are where a search stuck, not basins."""
+    """Follow every result: those on kinks are stalled searches, not basins."""
     result: list[_Group] = []
     stopped = False
     for group in groups:
@@ -302,7 +302,7 @@ def _without_hill(
     values: Tensor,
     heights: Callable[[Tensor], Tensor],
 ) -> list[bool]:
-    """Whether no hill is on the way from one end [d] to each of the others [n, d]."""
+    """Whether there is no barrier between one optimum [d] and each other one [n, d]."""
     t = one.new_tensor(_ON_THE_WAY)[:, None, None]
     way = one + t * (others - one)
     high = heights(way.reshape(-1, len(one))).reshape(len(t), -1).cpu()
@@ -313,9 +313,9 @@ def _without_hill(
 def _merged(
     groups: Iterable[_Group], x: Tensor, heights: Callable[[Tensor], Tensor]
 ) -> list[_Group]:
-    """Join basins that came to one end after all.
+    """Join basins that converged to the same optimum.
 
-    So do those that are as low as one with a free direction: it need not be straight.
+    Equally low ones join one with a free direction, which need not be straight.
     """
     kept: list[_Group] = []
 
@@ -331,7 +331,7 @@ def _merged(
             _without_hill(end(other), other.value, end(group)[None], value, heights)
         )
 
-    # What has been followed to its end stands for what has not.
+    # Optima that were followed to convergence represent those that were not.
     for group in sorted(groups, key=lambda g: g.found is None):
         same = next((k for k in kept if one(group, k)), None)
         if same is None:
@@ -356,7 +356,7 @@ def _reported(
         at = x[group.members[0]] if found is None else found.x.detach()
         status = None if found is None else found.status
         basins.append(Basin(value, len(group.members), layout.constrain(at), status))
-    # Of several as low to the digits that are shown the answer comes first.
+    # Of several equal to the displayed digits, the solution comes first.
     basins.sort(key=lambda b: (float(f"{b.value:.6g}"), b.status is None))
     shown = [_described(b, first=i == 0) for i, b in enumerate(basins[:_LISTED])]
     if len(basins) > _LISTED:

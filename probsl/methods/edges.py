@@ -1,8 +1,8 @@
-"""Optima at the edge of an observed support that moves with the latents.
+"""Optima at the boundary of an observed support that depends on the latents.
 
-Where a search ends because the density ends, the edge is approached from inside: the
-objective with a barrier, minus a small weight times the logarithms of the distances of
-all observed values from the edge, is minimized for ever smaller weights.
+If a search stops because the density drops to zero, the boundary is approached from
+inside: the objective with a log barrier, minus a small weight times the logarithms of
+all observed values' distances from it, is minimized for a decreasing weight.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["approach_edge"]
 
-# Weights of the barrier, in nats for each unit of a distance's logarithm.
+# Weights of the barrier, in nats per unit of a distance's logarithm.
 _WEIGHTS = tuple(10.0**-k for k in range(1, 12, 2))
-# A log density that grows by more nats from one hundredth of a distance to the next
-# grows without limit; toward a finite one the growth is that of the weight.
+# A log density that increases by more nats when a distance shrinks a hundredfold is
+# unbounded; toward a finite limit it increases only by about the weight.
 _GROWTH = 1e-2
 _SMALL = 1e-5
-# Ends of a search that an edge may lie behind.
+# Statuses of a search that may have stopped near a boundary.
 _DOUBTFUL = (Status.STALLED, Status.NONFINITE, Status.UNBOUNDED, Status.BOUNDARY)
 _SHARE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """The end of the search with one weight of the barrier."""
+    """The result of the search with one barrier weight."""
 
     x: Tensor
     value: float
@@ -51,25 +51,25 @@ class _Stage:
 def approach_edge(
     objective: PointObjective, found: Found, start: Tensor, callback: Callback
 ) -> Found:
-    """Return where a search ends that may have run into the edge of a support.
+    """Return the optimum of a search that may have reached a support's boundary.
 
     Parameters
     ----------
     objective
-        What was minimized.
+        The objective that was minimized.
     found
-        Where the search ended.
+        The result of the search.
     start
-        Where it began.
+        The start of the search.
     callback
         As in `probsl.methods.search.search_exactly`.
 
     Returns
     -------
     Found
-        The optimum at the edge, with the latents and the observed site that meet there:
-        BOUNDARY, or UNBOUNDED if the density has no limit at it. The search's own end
-        if there is no edge behind it.
+        The optimum at the boundary, with the latents and the observed site involved:
+        BOUNDARY, or UNBOUNDED if the density has no limit there. The result of the
+        search itself if no boundary was reached.
 
     References
     ----------
@@ -104,7 +104,7 @@ def approach_edge(
 
 
 class _Approach:
-    """The way to the edge of an observed support."""
+    """The approach to the boundary of an observed support."""
 
     def __init__(
         self, objective: PointObjective, callback: Callback, steps: int
@@ -115,12 +115,12 @@ class _Approach:
         self.steps = steps
         self.stopped = False
         self.status = Status.INTERRUPTED
-        # So many units in the last place are what distances can be told apart by.
+        # Distances can be resolved down to this many units in the last place.
         precision = torch.finfo(objective.problem.dtype).eps
         self._reach = 2 * precision**-0.25
 
     def inside(self, end: Tensor, start: Tensor) -> Tensor | None:
-        """Return a point well inside, as near to the end of the search as may be."""
+        """Return a point well inside, as close as possible to the end of the search."""
         for share in (0.99, 0.9, 0.5, 0.0):
             x = start + share * (end - start)
             if math.isfinite(self._barrier(x, 1.0)):
@@ -128,7 +128,7 @@ class _Approach:
         return None
 
     def stages(self, x: Tensor) -> list[_Stage]:
-        """Follow the minima of ever smaller barriers, until rounding hides the rest."""
+        """Minimize with decreasing barriers, until rounding hides any change."""
         stages: list[_Stage] = []
         for weight in _WEIGHTS:
             found = search_exactly(
@@ -157,15 +157,15 @@ class _Approach:
         return stages
 
     def at_edge(self, stages: list[_Stage]) -> bool:
-        """Whether the distance from the edge goes to zero with the barrier."""
+        """Whether the distance from the boundary goes to zero with the barrier."""
         near = [stage.near for stage in stages]
         return near[-1] < self._reach or (len(near) > 1 and near[-1] < near[-2] / 10)
 
     def is_sharp(self, stages: list[_Stage]) -> bool:
-        """Whether the density grows without limit toward the edge.
+        """Whether the density is unbounded toward the boundary.
 
-        Then a barrier that is not small holds nothing back, or the last steps toward
-        the edge are worth more than the barrier's weight.
+        Then a barrier has no effect even if it is not small, or the last steps toward
+        the boundary gain more than the barrier's weight.
         """
         *_, before, last = [stages[0], *stages]
         if last.weight > _SMALL:
@@ -173,7 +173,7 @@ class _Approach:
         return before.value - last.value > _GROWTH + 1e3 * last.weight
 
     def finished(self, last: _Stage, found: Found) -> Found:
-        """Return the end of a search without a barrier, begun well inside."""
+        """Return the result of a search without a barrier, started well inside."""
         again = search_exactly(
             self._smooth,
             last.x,
@@ -189,9 +189,9 @@ class _Approach:
         return replace(again, steps=self.steps + again.steps)
 
     def polished(self, x: Tensor) -> Tensor:
-        """Return the point with the coordinates that no edge depends on at their best.
+        """Return the point, optimized in the coordinates that affect no boundary.
 
-        The others stay as they are, next to the edge.
+        The others keep their values, next to the boundary.
         """
         free = ~self._holding(x)
         if self._l1 is not None or not bool(free.any()):
@@ -205,7 +205,7 @@ class _Approach:
         return better if minimum.value <= float(self._smooth(x).detach()) else x
 
     def names(self, x: Tensor) -> tuple[str, ...]:
-        """Name the coordinates that hold the edge at observed values, and the sites."""
+        """Name the coordinates that move the active boundaries, and their sites."""
         coordinates = self._holding(x).nonzero().flatten().tolist()
         sites = dict.fromkeys(edge.site for edge in self._touching(x))
         return (*named_coordinates(self._whole.layout, coordinates), *sites)
@@ -224,13 +224,13 @@ class _Approach:
         return float(self._objective(weight, x).detach())
 
     def _nearest(self, x: Tensor) -> float:
-        """Return the least distance from an edge, in units of the last place."""
+        """Return the smallest distance from a boundary, in units in the last place."""
         x = x.detach().requires_grad_()
         least = [edge.places().detach().min() for edge in self._edges(x)]
         return float(torch.stack(least).min()) if least else math.inf
 
     def _touching(self, x: Tensor) -> list[Edge]:
-        """Return the edges that observed values are next to, with those values only."""
+        """Return the active boundaries, with only the values next to them."""
         x = x if x.requires_grad else x.detach().requires_grad_()
         edges = self._edges(x)
         least = min(float(edge.places().detach().min()) for edge in edges)
@@ -239,7 +239,7 @@ class _Approach:
         return [replace(e, distance=e.distance[n]) for e, n in near if bool(n.any())]
 
     def _holding(self, x: Tensor) -> Tensor:
-        """Return which coordinates [d] the edges at observed values depend on."""
+        """Return the coordinates [d] on which the active boundaries depend."""
         x = x.detach().requires_grad_()
         slopes = [
             torch.autograd.grad(
@@ -247,5 +247,5 @@ class _Approach:
             )[0].abs()
             for edge in self._touching(x)
         ]
-        largest = torch.stack(slopes).amax(0)  # slopes of two edges may cancel
+        largest = torch.stack(slopes).amax(0)  # gradients of two boundaries may cancel
         return largest > _SHARE * largest.max()

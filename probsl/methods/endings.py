@@ -1,4 +1,4 @@
-"""Names of the sites that an end is about."""
+"""Names the sites that the status of a fit refers to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def broken_sites(
 def _unscored_site(
     problem: Problem, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """Name the site at which a run raises, making its distribution or scoring it."""
+    """Name the site whose distribution or log density raises an error in a run."""
     scoring = Scoring(values)
     try:
         with torch.no_grad(), scoring:
@@ -62,7 +62,7 @@ def _unscored_site(
 def named_coordinates(
     layout: Coordinates, coordinates: Sequence[int]
 ) -> tuple[str, ...]:
-    """Name elements where they are few, else the sites that hold them."""
+    """Name single elements if they are few, else the sites that contain them."""
     labels = layout.labels()
     elements = tuple(dict.fromkeys(labels[i] for i in coordinates))
     if len(elements) <= _NAMED_ELEMENTS:
@@ -76,7 +76,7 @@ def named_coordinates(
 
 
 def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
-    """Whether all that runs off does so toward a finite edge at a finite density."""
+    """Whether all diverging coordinates tend to a boundary at a finite density."""
     if not minimum.flattening:
         return False
     offset = 0
@@ -92,7 +92,7 @@ def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
 def _toward_edge(
     transform: Any, shape: torch.Size, part: Tensor, running: list[int]
 ) -> bool:
-    """Whether the constrained value has a finite limit as coordinates run on."""
+    """Whether the constrained value has a finite limit as coordinates diverge."""
     near, far = part.clone(), part.clone()
     near[running] += 20 * part[running].sign()
     far[running] += 40 * part[running].sign()

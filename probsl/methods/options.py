@@ -1,4 +1,4 @@
-"""The options that methods share, checked."""
+"""Checks the options that methods share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_options(method: Any) -> None:
-    """Refuse options that no search can honor.
+    """Refuse invalid options.
 
     Raises
     ------
@@ -62,12 +62,12 @@ def _makes_optimizers(form: Any) -> bool:
         form = form.func
     if isinstance(form, type):
         return issubclass(form, torch.optim.Optimizer)
-    # Pyro's own optimizers wrap torch's, and are asked differently.
+    # Pyro's own optimizers wrap torch's, and have a different interface.
     return callable(form) and not str(form.__module__).startswith("pyro.")
 
 
 def check_prior_weight(weight: float | Mapping[str, float]) -> None:
-    """Refuse prior weights that are negative or no numbers."""
+    """Refuse prior weights that are negative or not numbers."""
     named = weight if isinstance(weight, Mapping) else {None: weight}
     for name, value in named.items():
         option = "prior_weight" if name is None else f"prior_weight of '{name}'"
@@ -93,17 +93,17 @@ def prior_weights(
 def as_tensors(
     problem: Problem, weights: Mapping[str, float]
 ) -> dict[str, float | Tensor]:
-    """Return prior weights as tensors, so that one graph serves all that are not 0.
+    """Return prior weights as tensors, so that one graph serves all nonzero ones.
 
-    A number would be part of the graph, and another number another graph to compile. A
-    prior of weight 0 is left out of the graph.
+    A number would be a constant of the graph, so that each number would be compiled
+    again. A prior of weight 0 is left out of the graph.
     """
     options: Any = {"dtype": problem.dtype, "device": problem.device}
     return {n: torch.tensor(w, **options) if w else 0.0 for n, w in weights.items()}
 
 
 def check_latent_names(problem: Problem, names: Any, argument: str) -> None:
-    """Refuse names that are no latent sites."""
+    """Refuse names that are not latent sites."""
     latents = [s.name for s in problem.latents]
     for name in names:
         if name not in latents:

@@ -1,4 +1,4 @@
-"""Where else a search may begin, if the objective is not finite near its place."""
+"""Other starts of a search, if the objective is not finite near the first one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["has_slope", "start_elsewhere"]
 
-# How many places say which rows are to blame, and how many of those are listed.
+# How many places are used to find the rows at fault, and how many rows are listed.
 _LOOKED_AT, _LISTED = 30, 5
 
 
@@ -37,7 +37,7 @@ def start_elsewhere(
     at_rest: Tensor,
     free: Tensor,
 ) -> Tensor:
-    """Return the first of several other points where the objective has a slope.
+    """Return the first of several other points at which the gradient is finite.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ def start_elsewhere(
     problem
         The program bound to its data.
     layout
-        Of the latents and own parameters.
+        Layout of the latents and own parameters.
     at_rest
-        Where the search would have begun [size].
+        The original start of the search [size].
     free
-        Which of its coordinates may be elsewhere [size].
+        Which of its coordinates may be changed [size].
 
     Raises
     ------
     ValueError
-        If there is none; it names the rows that are to blame, or what was tried.
+        If there is none; it names the rows at fault, or the starts that were tried.
     """
 
     def points() -> Iterator[Tensor]:
@@ -65,8 +65,8 @@ def start_elsewhere(
                 yield torch.where(free, x, at_rest)
 
     if has_slope(objective, at_rest):
-        # Where it is finite at one point only, a value may be on an edge, whose density
-        # is finite by accident there.
+        # If it is finite at one point only, a value may be on a boundary, at which the
+        # density is finite by accident.
         _refuse_rows(problem, layout, islice(points(), _LOOKED_AT), on_edges=True)
         return at_rest
     for x in points():
@@ -110,7 +110,7 @@ def _point(problem: Problem, layout: Coordinates, place: Place) -> Tensor | None
             own[e.name] if e.name in own else e.transform.inv(values[e.name])
             for e in layout.entries
         ]
-    except (ValueError, ArithmeticError, RuntimeError):  # it may have no sampler
+    except (ValueError, ArithmeticError, RuntimeError):  # it may not have a sampler
         return None
     flat = torch.cat([part.reshape(-1) for part in parts]).to(problem.dtype)
     return flat if bool(flat.isfinite().all()) else None
@@ -123,7 +123,7 @@ def _refuse_rows(
     *,
     on_edges: bool = False,
 ) -> None:
-    """Refuse rows that have no finite density wherever the latents are."""
+    """Refuse rows whose log density is not finite at any values of the latents."""
     messages = _messages(problem)
     blamed: dict[str, Tensor] = {}
     for x in points:
@@ -162,7 +162,7 @@ def _broken(problem: Problem, layout: Coordinates, x: Tensor) -> dict[str, Tenso
 
 
 def _shown(message: Any, index: list[int]) -> str:
-    """Say which value it is, if that is known, and where."""
+    """Describe the value, if known, and its position."""
     if message is None or message["value"].dim() < len(index):
         return place_of(index)
     return f"{message['value'][tuple(index)].tolist()} in {place_of(index)}"

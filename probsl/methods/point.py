@@ -1,4 +1,4 @@
-"""MLE and MAP: the objective at a point, without and with the prior."""
+"""MLE and MAP: point estimates, without and with the prior."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ if TYPE_CHECKING:
     from probsl.program.problem import Problem
 
 
-# Up to this many coordinates L-BFGS is far ahead of first-order steps, and the thirty
-# vectors that it remembers are no burden.
+# Up to this many coordinates L-BFGS is much faster than first-order steps, and the
+# thirty vectors that it stores fit easily in memory.
 _EXACT_LIMIT = 100_000
-# Coordinates times starts that are searched together, for the same reason.
+# Maximum of coordinates times starts searched together, for the same reason.
 _TOGETHER = 1_000_000
 
 
 @dataclass(frozen=True)
 class MLE:
-    """Maximum likelihood: a point, every parameter's prior dropped.
+    """Maximum likelihood: a point estimate without the priors of the parameters.
 
     Parameters
     ----------
     integrate
-        Sites to integrate out beside the random effects, as the likelihood of a
-        program with random effects asks; ``()`` integrates none, and drops every
+        Sites to integrate out besides the random effects, as the likelihood of a
+        program with random effects requires; ``()`` integrates none, and drops every
         prior. The noise of reparameterized random effects keeps its distribution.
     optimizer
         A `torch.optim` class or a `functools.partial` of one. None chooses: up to
@@ -66,21 +66,21 @@ class MLE:
         trust-region Newton; beyond, and in batches, Adam.
     scheduler
         A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
-        moves the rate of first-order steps. None lowers the rate at plateaus.
+        changes the rate of first-order steps. None lowers the rate at plateaus.
     clip_norm
-        A gradient per row that is longer is scaled down to this norm.
+        Maximum norm of the gradient per row; longer gradients are scaled down to it.
     max_steps
-        Steps at most; None: 1,000 up to 300 dimensions, then 5,000, or 20,000
+        Maximum number of steps; None: 1,000 up to 300 dimensions, then 5,000, or 20,000
         first-order ones.
     tolerance
-        What the best next step may still gain per row.
+        The search stops if the next step can gain no more than this per row.
     start
         Site -> constrained value to start from, or a fit.
     starts
         How many starting points to try, the others drawn uniformly from [-2, 2] in
-        unconstrained space; the best end is kept. With one, a few more are tried if
+        unconstrained space; the best result is kept. With one, a few more are tried if
         the search from it finds no optimum. Small problems with all rows are
-        minimized from all starts at once; `Fit.basins` lists where they ended.
+        minimized from all starts at once; `Fit.basins` lists their results.
 
     Examples
     --------
@@ -123,7 +123,7 @@ class MLE:
         """
         check_latent_names(problem, self.integrate or (), "integrate")
         effects = problem.sites_with_role(Role.RANDOM_EFFECT)
-        # Named sites are integrated beside the random effects; () integrates none.
+        # Named sites are integrated besides the random effects; () integrates none.
         asked = dict.fromkeys((*effects, *(self.integrate or ())))
         integrated = () if self.integrate == () else tuple(asked)
         if integrated:
@@ -141,7 +141,7 @@ class MLE:
 
 @dataclass(frozen=True)
 class MAP:
-    """Maximum a posteriori: a point, with the prior.
+    """Maximum a posteriori: a point estimate, with the prior.
 
     Parameters
     ----------
@@ -150,15 +150,15 @@ class MAP:
         drops), or site -> factor. For a prior Normal(0, s) with s fixed, weight w
         is the prior Normal(0, s / sqrt(w)).
     space
-        Where the density is maximized: ``"constrained"``, as the program states
-        it, or ``"unconstrained"``, with the Jacobian of the change of variables.
+        The space in which the density is maximized: ``"constrained"``, as the program
+        states it, or ``"unconstrained"``, with the Jacobian of the change of variables.
     optimizer, scheduler, clip_norm, max_steps, tolerance, start, starts
         As for `MLE`. Laplace priors of fixed scale give exact zeros, unless an
         optimizer is named or rows come in batches.
 
     Notes
     -----
-    The guide is a point mass, Pyro's AutoDelta; the search moves in coordinates of
+    The guide is a point mass, Pyro's AutoDelta; the search uses the coordinates of
     `torch.distributions.biject_to`, one per degree of freedom.
 
     Examples
@@ -208,7 +208,7 @@ class MAP:
 
 @dataclass(frozen=True, eq=False)
 class PointPosterior:
-    """All mass on one value of every latent.
+    """A point mass: one value of every latent.
 
     Attributes
     ----------
@@ -312,7 +312,7 @@ def _search_all(
 def _is_exact(
     run: Run, method: MLE | MAP, size: int, l1: tuple[Tensor, Tensor] | None
 ) -> bool:
-    """Whether the objective has no noise, and no optimizer was asked for."""
+    """Whether the objective has no noise, and no optimizer was requested."""
     options = (method.optimizer, method.scheduler, method.clip_norm)
     exact = run.batch_size is None and options == (None, None, None)
     return exact and (size <= _EXACT_LIMIT or l1 is not None)
@@ -372,7 +372,7 @@ def _starts(objective: PointObjective, method: MLE | MAP, run: Run) -> list[Tens
 def _further_starts(
     objective: PointObjective, run: Run, count: int
 ) -> Iterator[Tensor]:
-    """Yield starts that are spread over [-2, 2] in unconstrained space."""
+    """Yield starts drawn uniformly from [-2, 2] in unconstrained space."""
     problem, size = objective.problem, objective.layout.size
     generator = torch.Generator("cpu").manual_seed(run.seed + 1)
     for _ in range(count):

@@ -25,7 +25,7 @@ class PointObjective:
     Attributes
     ----------
     size
-        How many rows of weight 1 there are: the density is divided by it.
+        The total weight of the rows: the density is divided by it.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class PointObjective:
         return -density / self.size
 
     def noise(self, x: Tensor, batch: Batch) -> NoiseRecord | None:
-        """Return what the program draws by itself, as dropout does; None: nothing."""
+        """Return the random numbers of the program, as in dropout; None without any."""
         try:
             with torch.no_grad():
                 found = record(lambda: self(x, batch))
-        except LinAlgError:  # the search will say that it cannot begin here
+        except LinAlgError:  # the search will report that it cannot start here
             return None
         return found if found.requests or not found.replayable else None
 
@@ -79,7 +79,7 @@ class PointObjective:
     def without_l1(
         self,
     ) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor, Tensor] | None]:
-        """Split off the Laplace priors as a penalty: the smooth rest, and it.
+        """Return the objective without Laplace priors, and these as a penalty.
 
         The penalty is (center, weight) per coordinate, or None without any.
         """

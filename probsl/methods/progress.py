@@ -21,7 +21,7 @@ Callback = Callable[..., Any]
 def watching(run: Run, size: float, total: int | None) -> Iterator[Callback]:
     """Yield the callback of a search: a progress bar and the user's callbacks.
 
-    Losses are passed on as sums over the rows.
+    Losses are reported as sums over the rows.
     """
     show = sys.stderr.isatty() if run.progress is None else run.progress
     bar = None

@@ -1,4 +1,4 @@
-"""One search for the optimum, and its ending in the words of a fit."""
+"""Runs one search for the optimum, and describes its result in terms of sites."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 # Up to this many coordinates the exact Hessian is affordable.
 NEWTON_LIMIT = 300
-# First-order steps at most, where no number is given.
+# Maximum number of first-order steps, if none is given.
 NOISY_STEPS = 20_000
-# Rows times coordinates up to which some gradients of all rows cost little.
+# Up to this many rows times coordinates, full-batch gradients are cheap.
 _WHOLE_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Where a search ended: the point, the status, and what the status is about.
+    """The result of a search: the point, the status, and the sites it refers to.
 
-    `flattening` says of coordinates that run off whether the objective levels off,
-    `redundant` of free directions whether they are level at other points, too, and
+    `flattening` states whether the objective levels off in diverging coordinates,
+    `redundant` whether free directions are also flat at other points, and
     `kinked` whether the optimum lies on kinks.
     """
 
@@ -80,14 +80,14 @@ def search_exactly(
     known_point: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Found:
-    """Minimize a deterministic objective and tell the status in terms of sites.
+    """Minimize a deterministic objective and report the status in terms of sites.
 
     Parameters
     ----------
     objective
         A mean over rows.
     start
-        Where to begin.
+        The start of the search.
     layout
         Names the coordinates.
     size
@@ -130,7 +130,7 @@ def search_exactly(
 
 
 def _unresolved(minimum: Minimum) -> str:
-    """Return a sentence about what rounding hides, if it does."""
+    """Return a sentence about what rounding error hides, or an empty one."""
     if not minimum.hidden:
         return ""
     if minimum.x.dtype == torch.float32:
@@ -141,31 +141,31 @@ def _unresolved(minimum: Minimum) -> str:
 
 
 class Noisy(Protocol):
-    """The options of a method that may search by first-order steps."""
+    """The options of a method that may use first-order steps."""
 
     @property
     def optimizer(self) -> OptimizerFactory | None:
-        """Makes the optimizer; None chooses."""
+        """Makes the optimizer; None for the default."""
         ...
 
     @property
     def scheduler(self) -> SchedulerFactory | None:
-        """Makes what moves the rate; None lowers it at plateaus."""
+        """Makes the learning rate scheduler; None lowers the rate at plateaus."""
         ...
 
     @property
     def clip_norm(self) -> float | None:
-        """The longest gradient."""
+        """The maximum norm of a gradient."""
         ...
 
     @property
     def tolerance(self) -> float | None:
-        """The progress that counts as none."""
+        """The progress below which a search stops."""
         ...
 
     @property
     def max_steps(self) -> int | None:
-        """Steps at most."""
+        """Maximum number of steps."""
         ...
 
 
@@ -186,18 +186,18 @@ def search_noisily(
     Parameters
     ----------
     objective
-        Maps a point and what its step is given (`batch_at` and `NOISE` read it) to
+        Maps a point and the inputs of its step (`batch_at` and `NOISE` read them) to
         a mean over rows.
     start, layout
         As in `search_exactly`.
     problem, method, run
         The rows, and the options.
     noise
-        What the objective draws, if anything; it is given to each step, shape
-        ``[draws, dimension]``, unless it has an obstacle: torch's own generator is
-        then drawn from.
+        The random numbers in the objective, if any; each step gets some, shape
+        ``[draws, dimension]``, unless `noise` has an obstacle: then torch's own
+        generator is used.
     draws
-        How many draws of it a step is given.
+        How many draws each step gets.
     size
         Losses are reported times this; None: the number of rows.
     """
@@ -246,7 +246,7 @@ def _whole(
     noise: NoiseRecord | None,
     dimension: int,
 ) -> Callable[[Tensor], Tensor] | None:
-    """Return the objective of all rows, if they are at hand and cheap."""
+    """Return the full-batch objective, if all rows are held and it is cheap."""
     if noise is not None or run.batch_size is None or problem.source is not None:
         return None
     if problem.size * dimension > _WHOLE_ELEMENTS:
@@ -255,7 +255,7 @@ def _whole(
 
 
 def _remark(settled: StochasticMinimum, size: float) -> str:
-    """Return what is left to gain, in nats, in a clause."""
+    """Return the remaining gain, in nats, as a clause."""
     left = settled.remainder
     if left is None or settled.ending not in (Ending.CONVERGED, Ending.STALLED):
         return ""
@@ -267,14 +267,14 @@ def _remark(settled: StochasticMinimum, size: float) -> str:
         )
     if not left.error:
         return ""
-    # What an exact step could gain is at most what none was seen to gain.
+    # No gain was detected, so this is a bound on the gain of an exact step.
     return (
         f"the Monte Carlo error of the optimum is at most {left.bound * size:.2g} nats"
     )
 
 
 def _edge_remark(settled: StochasticMinimum, problem: Problem) -> str:
-    """Say that steps may have failed at the edge of a support that moves."""
+    """Say that steps may have failed at the boundary of a moving support."""
     if settled.ending is not Ending.NONFINITE or not problem.moving:
         return ""
     return (
@@ -285,7 +285,7 @@ def _edge_remark(settled: StochasticMinimum, problem: Problem) -> str:
 
 
 def _drawing(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return an objective whose random numbers no other thread moves."""
+    """Return an objective whose random numbers are isolated from other threads."""
 
     def drawn(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         with independent_draws(own_generator):
@@ -295,13 +295,13 @@ def _drawing(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def batch_at(problem: Problem, given: Mapping[str, Tensor]) -> Batch:
-    """Return the rows that a step is given; all of them where it is given none."""
+    """Return the rows of a step; all rows if it has none of its own."""
     rows = {n.removeprefix(ROW): v for n, v in given.items() if n.startswith(ROW)}
     return problem.batch_of(rows, given.get(WEIGHTS))
 
 
 def example_of(problem: Problem, run: Run) -> Batch:
-    """Return rows of the shape that every step is given."""
+    """Return rows of the same shape as in every step."""
     if run.batch_size is None:
         return problem.batch()
     return problem.rows_at(torch.arange(run.batch_size, device="cpu"))

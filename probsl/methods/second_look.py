@@ -1,4 +1,4 @@
-"""A second look from other starts, before a search is said to have failed."""
+"""Searches from other starts, before a search is reported as failed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OTHERS", "look_elsewhere"]
 
-# Other starts at most; fewer where so many of them confirm the first.
+# Maximum number of other starts; fewer if this many of them confirm the first.
 OTHERS, CONFIRMED = 4, 2
-# Further searches begin until all took twice the steps of the first, or so many.
+# Further searches start until all took twice the first one's steps, or this many.
 _STEPS = 200
 _DOUBTFUL = (Status.UNBOUNDED, Status.BOUNDARY, Status.UNIDENTIFIED, Status.STALLED)
 
@@ -31,20 +31,20 @@ def look_elsewhere(
     search: Callable[[Tensor], Found],
     size: float,
 ) -> Several:
-    """Search from other starts where the first search came to no optimum.
+    """Search from other starts if the first search did not find an optimum.
 
-    One component of a mixture may have run off, a hinge left the data behind; that is
-    the end of this search, and says nothing of the program. Where all ways come to the
-    same, it does; where the objective falls without bound, one way is enough.
+    One component of a mixture may have diverged, a hinge may have left the range of the
+    data; that is a failure of this search, not of the program. If all searches agree,
+    it is one of the program; if the objective is unbounded below, one search is enough.
 
     Parameters
     ----------
     found
-        Where the first search ended.
+        The result of the first search.
     starts
-        Where to begin further ones.
+        The starts of further ones.
     search
-        From a start to its end.
+        Maps a start to the result of its search.
     size
         The number of rows.
     """
@@ -78,7 +78,7 @@ def look_elsewhere(
 
 
 def _lower(one: Found, other: Found, size: float) -> bool:
-    """Whether one end is visibly lower than another."""
+    """Whether one result is visibly lower than another."""
     if not math.isfinite(one.value):
         return False
     level = LEVEL * max(1.0, abs(other.value / size))

@@ -1,4 +1,4 @@
-"""Where a search begins: given values, or near zero in unconstrained space."""
+"""The start of a search: given values, or near zero in unconstrained space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from probsl.program.problem import Problem
 
 
-# Random parts of a start, ever closer to zero, and what they may cost per row.
+# Scales of the random part of a start, decreasing, and the loss allowed per row.
 _SPREADS = (0.1, 1e-3, 1e-5, 1e-7)
 
 
@@ -36,9 +36,9 @@ def feasible_start(
     start: Start,
     seed: int,
 ) -> Tensor:
-    """Return where to begin, no farther from zero than the objective bears.
+    """Return a start, reduced toward zero until the objective is finite.
 
-    On columns in thousands a coefficient of 0.1 overflows an exponential.
+    For columns in thousands, a coefficient of 0.1 overflows an exponential.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def feasible_start(
     Raises
     ------
     ValueError
-        If the objective is not finite there, nor at any other place that was tried.
+        If the objective is not finite there, nor at any other start that was tried.
     """
 
     def value(x: Tensor) -> float:
@@ -74,7 +74,7 @@ def feasible_start(
 
 
 def _free(layout: Coordinates, problem: Problem, start: Start) -> Tensor:
-    """Return which coordinates a search may begin elsewhere: those of latents left."""
+    """Return the coordinates without given starts: those of the remaining latents."""
     fixed = {p.name for p in problem.own_parameters} | set(_given(start))
     return torch.cat(
         [
@@ -92,26 +92,26 @@ def _given(start: Start) -> dict[str, Any]:
 def start_vector(
     problem: Problem, layout: Coordinates, start: Start, seed: int, spread: float
 ) -> Tensor:
-    """Return where to begin, in unconstrained space.
+    """Return the start of a search, in unconstrained space.
 
     Parameters
     ----------
     problem
         The program bound to its data.
     layout
-        Of the latents and own parameters.
+        Layout of the latents and own parameters.
     start
-        Site -> constrained value, or a fit; sites left out begin near the problem's
-        place in unconstrained space, own parameters at their own values.
+        Site -> constrained value, or a fit; other sites start near the problem's
+        place in unconstrained space, own parameters at their own start values.
     seed
-        Of the small random part, which takes symmetric programs off their saddle.
+        Seed of the small random part, which moves symmetric programs off their saddle.
     spread
         Its standard deviation.
 
     Raises
     ------
     ValueError
-        If a start has another shape than its site, is outside its support, or is
+        If a start has the wrong shape, is outside its site's support, or is
         not finite.
     """
     generator = torch.Generator("cpu").manual_seed(seed)

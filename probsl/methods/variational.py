@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from probsl.noise.record import NoiseRecord
     from probsl.program.problem import Problem
 
-# Draws of one noisy step, where torch can take them together.
+# Draws per noisy step, if torch can vectorize over them.
 _STEP_DRAWS = 8
-# Draws times rows or latents of one noisy step at most.
+# Maximum of draws times rows or latents per noisy step.
 _STEP_ELEMENTS = 4_000_000
 
 
@@ -54,30 +54,30 @@ class SVI:
     prior_weight
         Factor of the log prior, as for `MAP`.
     draws
-        Draws of the guide that one noisy step averages over; None: 8 where torch can
-        take them together, else 1.
+        Draws of the guide that one noisy step averages over; None: 8 if torch can
+        vectorize over them, else 1.
     optimizer
         A `torch.optim` class or a `functools.partial` of one, for noisy steps.
-        None chooses: small problems with all rows at once fix their draws, and
-        L-BFGS and Newton find the optimum; others take Adam with a decaying rate.
+        None chooses: small problems with all rows at once use fixed draws, with
+        L-BFGS and Newton; others use Adam with a decaying learning rate.
     scheduler, clip_norm
         As for `MLE`.
     max_steps
-        Steps at most; None: 1,000 with fixed draws, else 20,000.
+        Maximum number of steps; None: 1,000 with fixed draws, else 20,000.
     tolerance
-        What the best next step may still gain per row (fixed draws), or the
-        progress per row and 100 steps that counts as none.
+        The search stops if the next step can gain no more than this per row (fixed
+        draws), or if the progress per row in 100 steps is below it.
     start
-        Site -> constrained value around which an automatic guide begins, or a fit.
-        None begins at the mode in unconstrained space where there is one.
+        Site -> constrained value around which an automatic guide starts, or a fit.
+        None starts at the mode in unconstrained space if there is one.
 
     Notes
     -----
     Fixed draws: Giordano, Ingram and Broderick (2024), Black box variational
     inference with a deterministic objective, JMLR 25. The draws are standardized,
     so that a Gaussian posterior is found exactly. Fresh draws
-    judge the end: while they promise a visible gain, or their ELBO differs by more
-    than a nat, the number of draws is quadrupled. Where no number that fits is enough,
+    validate the result: while they predict a visible gain, or their ELBO differs by
+    more than a nat, the number of draws is quadrupled. If no feasible number is enough,
     noisy steps finish. `Fit.note` states the ELBO of fresh draws.
 
     Examples
@@ -112,7 +112,7 @@ class SVI:
 
     @property
     def _asks_for_noise(self) -> bool:
-        """Whether an option was given that only noisy steps can heed."""
+        """Whether an option was given that applies only to noisy steps."""
         options = (self.optimizer, self.scheduler, self.draws, self.clip_norm)
         return any(option is not None for option in options)
 
@@ -161,7 +161,7 @@ class SVI:
 
 
 def _can_vectorize(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether torch can run the program on many draws at a time."""
+    """Whether torch can vectorize the program over draws."""
     try:
         objective(x)
     except RuntimeError:
@@ -172,7 +172,7 @@ def _can_vectorize(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 def _with_noise(
     method: SVI, run: Run, bound: ELBO, noise: NoiseRecord
 ) -> tuple[Found, str]:
-    """Return where noisy steps end, and what fresh draws say of the bound there."""
+    """Return the result of noisy steps, and the ELBO of fresh draws there."""
     problem = bound.problem
     count = 1
     if noise.replayable:
@@ -180,7 +180,7 @@ def _with_noise(
 
     def objective(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         batch = batch_at(problem, given)
-        if NOISE not in given:  # torch's own generator is drawn from
+        if NOISE not in given:  # torch's own generator is used
             return bound.estimate(x, batch)
         if count > 1:
             return bound.averaged(x, noise, given[NOISE], batch).mean()
@@ -210,7 +210,7 @@ def _with_noise(
 def _fresh(
     bound: ELBO, noise: NoiseRecord, found: Found, run: Run
 ) -> FreshBound | None:
-    """Return the bound by fresh draws at rest, that of all rows if these are few."""
+    """Return the bound of the result by fresh draws, on all rows if these are few."""
     left, problem = found.remainder, bound.problem
     if left is None or found.status is not Status.CONVERGED:
         return None
@@ -223,7 +223,7 @@ def _fresh(
 
 
 def _draws_per_step(run: Run, bound: ELBO, noise: NoiseRecord) -> int:
-    """Return how many draws a step averages: several, where they go together."""
+    """Return how many draws a step averages: several if they can be vectorized."""
     rows = run.batch_size or bound.problem.size
     if _STEP_DRAWS * max(noise.dimension, rows) > _STEP_ELEMENTS:
         return 1

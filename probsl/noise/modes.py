@@ -1,8 +1,8 @@
-"""Torch's random functions, answered from outside the program that calls them.
+"""Intercepts torch's random functions in a program.
 
-A `torch.overrides.TorchFunctionMode` sees a torch function as the program calls it,
-before vmap, grad and make_fx do. `Supply` answers calls for random numbers with numbers
-that are given, so that a random program becomes a pure function of them.
+A `torch.overrides.TorchFunctionMode` intercepts a torch function when the program calls
+it, before vmap, grad and make_fx. `Supply` answers calls for random numbers with given
+numbers, so that a random program becomes a pure function of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Kind = Literal["normal", "uniform"]
 
 
 class NoiseMismatchError(RuntimeError):
-    """A program asked for other random numbers than when it was recorded."""
+    """A program requested other random numbers than when it was recorded."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Request:
     """One call for standard random numbers.
 
     `kind` says whether they are standard normal or uniform on (0, 1); `shape`, `dtype`
-    and `device` are those of the tensor that is made of them.
+    and `device` are those of the resulting tensor.
     """
 
     kind: Kind
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def count(self) -> int:
-        """How many numbers are asked for."""
+        """Number of random numbers requested."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
@@ -61,10 +61,10 @@ class Request:
 
 
 class NoiseMode(TorchFunctionMode, ABC):
-    """Answers calls for random numbers from `noise`, and leaves the rest to `other`.
+    """Answers calls for random numbers by `noise`, and passes the rest to `other`.
 
-    Normal and uniform numbers it answers as they are; what else torch has that scaling
-    or an inverse distribution function can make of them, it makes of them.
+    Normal and uniform numbers are returned directly. Other distributions of torch are
+    computed from them by scaling or an inverse distribution function, if possible.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class NoiseMode(TorchFunctionMode, ABC):
 
     @abstractmethod
     def noise(self, request: Request) -> Tensor:
-        """Return the numbers asked for."""
+        """Return the requested numbers."""
 
     @abstractmethod
     def other(self, function: Function, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -98,7 +98,7 @@ class NoiseMode(TorchFunctionMode, ABC):
         self._unwritten.clear()
 
     def ask(self, kind: Kind, shape: Any, dtype: Any, device: Any) -> Tensor | None:
-        """Return the noise of one call, or None where its numbers are not real."""
+        """Return the noise of one call, or None if its dtype is not a floating type."""
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
             return None
@@ -106,11 +106,11 @@ class NoiseMode(TorchFunctionMode, ABC):
         return self.noise(Request(kind, tuple(shape), dtype, place))
 
     def fill(self, target: Tensor, value: Tensor) -> Tensor:
-        """Return `value` for the result of filling `target` in place.
+        """Return `value` as the result of filling `target` in place.
 
-        Nearly always `target` is a nameless `torch.empty` that dies before the next
-        torch call: nothing then need be mutated, which vmap and compilers prefer. One
-        that is alive by then is written after all.
+        `target` is nearly always a temporary `torch.empty` that is freed before the
+        next torch call. Then nothing has to be mutated, which vmap and compilers
+        prefer. A target that is still alive at that call is written.
         """
         if _is_view(target):
             return target.copy_(value)
@@ -126,7 +126,7 @@ class NoiseMode(TorchFunctionMode, ABC):
 
 
 def _is_view(tensor: Tensor) -> bool:
-    """Whether a tensor shares its memory with another; yes where nobody knows."""
+    """Whether a tensor shares its memory with another; True if unknown."""
     asked = getattr(tensor, "_is_view", None)
     return asked is None or bool(asked())
 
@@ -156,7 +156,7 @@ class Supply(NoiseMode):
             )
 
     def noise(self, request: Request) -> Tensor:
-        """Cut the next numbers off the flat tensor."""
+        """Return the next numbers of the flat tensor."""
         left = self._requests[self._answered : self._answered + 1]
         if left != (request,):
             raise NoiseMismatchError(
@@ -168,11 +168,11 @@ class Supply(NoiseMode):
         start, self._start = self._start, self._start + request.count
         self._answered += 1
         piece = self._flat[start : self._start].reshape(request.shape)
-        # A copy, for the program may go on to change its numbers in place.
+        # A copy, because the program may change its numbers in place.
         return piece.to(request.device, request.dtype, copy=True)
 
     def other(self, function: Function, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Call what draws nothing."""
+        """Call a function that draws nothing."""
         if function in SAMPLERS or function in _ANSWERS:
             raise NoiseMismatchError(
                 f"The program called {function.__name__}, which draws from torch's own "
@@ -182,12 +182,12 @@ class Supply(NoiseMode):
 
 
 def _shape(sizes: tuple[Any, ...]) -> Sequence[int]:
-    """Sizes as torch takes them: `(2, 3)` or `((2, 3),)`."""
+    """Return sizes given in either form of torch: `(2, 3)` or `((2, 3),)`."""
     return sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
 
 
 def _factory(kind: Kind) -> Function:
-    """Answer torch.randn or torch.rand."""
+    """Return a function that answers torch.randn or torch.rand."""
 
     def answer(mode: NoiseMode, *sizes: Any, **options: Any) -> Tensor | None:
         shape = options.get("size", _shape(sizes))
@@ -197,7 +197,7 @@ def _factory(kind: Kind) -> Function:
 
 
 def _like(kind: Kind) -> Function:
-    """Answer torch.randn_like or torch.rand_like."""
+    """Return a function that answers torch.randn_like or torch.rand_like."""
 
     def answer(mode: NoiseMode, input: Tensor, **options: Any) -> Tensor | None:
         dtype = options.get("dtype") or input.dtype
@@ -209,7 +209,7 @@ def _like(kind: Kind) -> Function:
 def _normal(
     mode: NoiseMode, mean: Any, std: Any = 1.0, size: Any = (), **options: Any
 ) -> Tensor | None:
-    """Answer torch.normal in each of its forms."""
+    """Answer torch.normal in each of its overloads."""
     dtype, device = options.get("dtype"), options.get("device")
     tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
     if tensors:
@@ -220,7 +220,7 @@ def _normal(
 
 
 def _in_place(kind: Kind, transform: Callable[..., Tensor], *names: str) -> Function:
-    """Answer a method that fills a tensor with a transformation of the noise."""
+    """Return an answer for a method that fills a tensor with transformed noise."""
 
     def answer(
         mode: NoiseMode, target: Tensor, *args: Any, **options: Any
@@ -237,7 +237,7 @@ def _in_place(kind: Kind, transform: Callable[..., Tensor], *names: str) -> Func
 
 
 def _to_normal(z: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    # Standard numbers, as torch.distributions ask for, cost no operation.
+    # Standard normals, which torch.distributions request, need no operation.
     return z if (mean, std) == (0, 1) else mean + std * z
 
 
@@ -294,13 +294,13 @@ _ANSWERS: dict[Function, Function] = {
     Tensor.geometric_: _in_place("uniform", _to_geometric, "p"),
 }
 
-# Others are found by what they do to torch's generator, which takes longer to see, and
-# which another thread may have moved.
+# Other samplers are detected by a change of torch's generator, which takes longer to
+# test, and which another thread may have caused.
 SAMPLERS = frozenset(
     {torch.poisson, torch.binomial, torch.bernoulli, Tensor.bernoulli}
     | {Tensor.bernoulli_, torch.multinomial, Tensor.multinomial, Tensor.random_}
     | {torch.randint, torch.randint_like, torch.randperm}
-    # Not public in torch, which may come to call them something else.
+    # Private names of torch, which may change.
     | {
         getattr(torch, name)
         for name in ("_standard_gamma", "_sample_dirichlet")
@@ -310,5 +310,5 @@ SAMPLERS = frozenset(
 
 
 def generator_on(device: torch.device) -> torch.Generator:
-    """Return a new generator of numbers on a device."""
+    """Return a new random number generator on a device."""
     return torch.Generator(device)

@@ -1,12 +1,12 @@
-"""Noise as an input: the random numbers of a program, seen, drawn and supplied.
+"""Noise as an input: records, draws and supplies the random numbers of a program.
 
 A guide is a deterministic function of its parameters and of some standard normal
-and uniform numbers, which it takes from torch's hidden generator. `record` runs it
-once and learns which numbers it asks for; `NoiseRecord.supply` runs it again with
-these numbers given as a tensor. What was random is then a pure function, which can
+and uniform numbers, which it takes from torch's global generator. `record` runs it
+once and records which numbers it requests; `NoiseRecord.supply` runs it again with
+these numbers given as a tensor. The random program is then a pure function, which can
 be differentiated, vectorized over many draws with `torch.func.vmap` and captured
-with `make_fx`, the noise being one more input of the graph. `standardized` gives few
-draws that stand for many.
+with `make_fx`, with the noise as one more input of the graph. `standardized` gives a
+few draws that represent many.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["NoiseRecord", "record"]
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The random numbers that one run of a program asks for.
+    """The random numbers that one run of a program requests.
 
     `requests` has them in order. `obstacle` names the first random function that is
-    not a transformation of normal or uniform numbers (a gamma or multinomial
-    sampler, say), and is None where there is none. `detached` says whether numbers
-    were drawn while gradients were off, as `Distribution.sample` does: a run can
-    then be repeated, but its derivatives do not pass through its draws.
+    not a transformation of normal or uniform numbers (such as a gamma or multinomial
+    sampler), and is None if there is none. `detached` says whether numbers were drawn
+    while gradients were off, as in `Distribution.sample`: a run can then be repeated,
+    but gradients do not pass through its draws.
     """
 
     requests: tuple[Request, ...]
@@ -48,35 +48,35 @@ class NoiseRecord:
 
     @property
     def replayable(self) -> bool:
-        """Whether normal and uniform numbers are all the randomness there is."""
+        """Whether normal and uniform numbers are the only randomness."""
         return self.obstacle is None
 
     @property
     def reparameterizable(self) -> bool:
-        """Whether derivatives of a draw with respect to parameters are right."""
+        """Whether derivatives of a draw with respect to parameters are correct."""
         return self.obstacle is None and not self.detached
 
     @cached_property
     def dimension(self) -> int:
-        """How many random numbers one run takes."""
+        """Number of random numbers of one run."""
         return sum(request.count for request in self.requests)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The widest floating type asked for."""
+        """The widest floating type requested."""
         found = [request.dtype for request in self.requests]
         return reduce(torch.promote_types, found or [torch.get_default_dtype()])
 
     @cached_property
     def device(self) -> torch.device:
-        """The device of all requests, or the CPU where they differ."""
+        """The device of all requests, or the CPU if they differ."""
         found = {request.device for request in self.requests}
         return found.pop() if len(found) == 1 else torch.device("cpu")
 
     @cached_property
     def _uniform(self) -> tuple[Tensor, Tensor]:
-        # The columns that are uniform, and for each the half step of its floating
-        # type, by which its numbers are kept away from 0 and 1 after any cast.
+        # The uniform columns, and for each half the spacing of its floating type, by
+        # which its numbers are kept away from 0 and 1 after any cast.
         columns: list[int] = []
         edges: list[float] = []
         start = 0
@@ -98,7 +98,7 @@ class NoiseRecord:
         n
             Number of runs to draw noise for.
         generator
-            A CPU generator; nothing else moves.
+            A CPU generator; no other generator is used.
 
         Returns
         -------
@@ -124,13 +124,13 @@ class NoiseRecord:
         return noise.to(self.device)
 
     def supply(self, noise: Tensor) -> Supply:
-        """Give the program its random numbers for the length of a `with`.
+        """Supply the program with its random numbers inside a `with` block.
 
         Inside, the recorded functions return transformations of `noise` instead of
-        drawing: location and scale for normals, the inverse distribution function
-        for what is made of uniforms. A tensor filled in place is left to die, and
-        the result takes its place, so that nothing is mutated; one that is still
-        in use at the next torch call is written after all.
+        drawing: location and scale for normals, the inverse distribution function for
+        transformations of uniforms. A tensor filled in place is replaced by the result,
+        so that nothing is mutated; one that is still in use at the next torch call is
+        written.
 
         Parameters
         ----------
@@ -146,9 +146,9 @@ class NoiseRecord:
         Raises
         ------
         ValueError
-            If the record has an obstacle, or `noise` has another shape.
+            If the record has an obstacle, or `noise` has the wrong shape.
         NoiseMismatchError
-            Inside, if the program asks for other numbers than were recorded.
+            Inside, if the program requests other numbers than were recorded.
         """
         self._require_replayable()
         if noise.shape != (self.dimension,):
@@ -167,24 +167,24 @@ class NoiseRecord:
 
 
 def record(function: Callable[..., object], *args: object) -> NoiseRecord:
-    """Run a program once and learn which random numbers it asks for.
+    """Run a program once and record which random numbers it requests.
 
-    What the program sets up at its first call (lazy guides do) should be set up
-    before: its random numbers would be recorded too. Torch's random state is as it
-    was afterwards.
+    A program with setup at its first call (such as a lazy guide) should be called
+    before, because the random numbers of the setup would be recorded too. Torch's
+    random state is restored afterwards.
 
     Parameters
     ----------
     function
-        Any callable; its result is dropped.
+        Any callable; its result is discarded.
     *args
-        What to call it with.
+        Its arguments.
 
     Returns
     -------
     NoiseRecord
-        The requests in order, or the obstacle that stands in the way. Random numbers
-        of numpy and of `random` are an obstacle too.
+        The requests in order, or the obstacle. Random numbers of numpy and of `random`
+        are an obstacle too.
 
     Examples
     --------
@@ -218,9 +218,9 @@ def record(function: Callable[..., object], *args: object) -> NoiseRecord:
 def _repeats(
     found: NoiseRecord, function: Callable[..., object], args: tuple[object, ...]
 ) -> bool:
-    """Return whether a program says the same whatever the state of all generators.
+    """Return whether the results of a program do not depend on any generator.
 
-    A generator that has moved may have been moved by another thread.
+    A changed generator alone is not proof, because another thread may have used it.
     """
     noise = found.draw(1, torch.Generator("cpu").manual_seed(0))[0]
     results = []
@@ -234,7 +234,7 @@ def _repeats(
                 generator.manual_seed(seed)
             with found.supply(noise):
                 results.append(list(_leaves(function(*args))))
-    except NoiseMismatchError:  # a function that noise cannot answer
+    except NoiseMismatchError:  # a function that cannot be answered by noise
         return False
     finally:
         random.setstate(python)
@@ -245,7 +245,7 @@ def _repeats(
 
 
 def _leaves(result: object) -> Iterator[object]:
-    """Yield what is held in mappings, lists and tuples."""
+    """Yield the leaves of nested mappings, lists and tuples."""
     if isinstance(result, Mapping | list | tuple):
         parts = result.values() if isinstance(result, Mapping) else result
         for part in parts:
@@ -263,7 +263,7 @@ def _same(one: object, other: object) -> bool:
 
 
 class _Recorder(NoiseMode):
-    """Draws base noise from its own generator, so that other randomness shows."""
+    """Draws base noise from its own generator, so that other randomness is detected."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class _Recorder(NoiseMode):
         self._state = _torch_state()
 
     def noise(self, request: Request) -> Tensor:
-        """Draw what is asked for, and keep the request."""
+        """Draw the requested numbers, and store the request."""
         self.seen.append(request)
         self.detached |= not torch.is_grad_enabled()
         alone = NoiseRecord((request,))
@@ -284,11 +284,11 @@ class _Recorder(NoiseMode):
     def other(
         self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Call it, and see whether it drew from torch's own generator."""
+        """Call a function, and test whether it drew from torch's global generator."""
         name = getattr(function, "__name__", str(function))
         if function in SAMPLERS:
             drawing = drawing_from(self._of, function, args, kwargs)
-            if drawing[2] is not kwargs:  # it brought no generator of its own
+            if drawing[2] is not kwargs:  # it has no generator argument
                 self.obstacle = self.obstacle or name
             function, args, kwargs = drawing
         result = function(*args, **kwargs)
@@ -297,11 +297,11 @@ class _Recorder(NoiseMode):
         return result
 
     def _of(self, device: torch.device) -> torch.Generator:
-        """Return a generator of a device that no other thread moves."""
+        """Return a generator on a device that no other thread uses."""
         return modes.generator_on(device).manual_seed(0)
 
     def moved(self) -> bool:
-        """Whether torch's global random state is no longer what it was."""
+        """Whether torch's global random state has changed."""
         return any(
             not torch.equal(now, then)
             for now, then in zip(_torch_state(), self._state, strict=False)

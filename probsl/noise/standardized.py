@@ -1,4 +1,4 @@
-"""Fixed draws that have the moments of their distribution."""
+"""Fixed quasi-random draws with the exact moments of their distribution."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 def standardized(recorded: NoiseRecord, count: int, seed: int) -> Tensor:
-    """Spread out draws with the moments of the noise: quadrature rather than chance.
+    """Return quasi-random draws with the exact moments of the noise.
 
     Scrambled Sobol points (Owen 1998; Joe and Kuo 2008 for the directions), or
     independent points above 21,201 dimensions, are mapped through the normal quantile
-    for normal columns and left as they are for uniform ones. Draws come in pairs
-    z, -z (u, 1 - u for uniforms), so that odd moments vanish; an odd one is at the
-    center. Normal columns are then whitened: where `count` exceeds their number their
+    function for normal columns and kept for uniform ones. Draws are antithetic pairs
+    z, -z (u, 1 - u for uniforms), so that odd moments vanish; an unpaired one is at the
+    center. Normal columns are then whitened: if `count` exceeds their number, their
     second moment (divisor `count`) is the identity, so that the mean of a quadratic
-    form over the draws is exact; else only each column has variance one.
+    form over the draws is exact; otherwise only each column has variance one.
 
-    Pairs have rank `count // 2`. Where that is too little to whiten, but `count`
-    itself is enough, the draws are centered instead of paired.
+    Pairs have rank `count // 2`. If that is too small for whitening, but `count`
+    itself is not, the draws are centered instead of paired.
 
     Parameters
     ----------
     recorded
-        What `record` returned.
+        The result of `record`.
     count
-        Number of draws; powers of two are spread best.
+        Number of draws; powers of two are the most uniform.
     seed
-        Seed of the scrambling; torch's own generator does not move.
+        Seed of the scrambling; torch's global generator is not used.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def standardized(recorded: NoiseRecord, count: int, seed: int) -> Tensor:
 
 
 def _equidistributed(count: int, dimension: int, seed: int) -> Tensor:
-    """Points in the open unit cube, shape [count, dimension]."""
+    """Return points in the open unit cube, shape [count, dimension]."""
     if not count or not dimension:
         return torch.empty(count, dimension, dtype=torch.float64, device="cpu")
     engine = torch.quasirandom.SobolEngine
@@ -101,7 +101,7 @@ def _equidistributed(count: int, dimension: int, seed: int) -> Tensor:
 
 
 def _paired(half: Tensor, center: float, count: int) -> Tensor:
-    """`half`, its mirror image about `center`, and the center if `count` is odd."""
+    """Return `half`, its reflection about `center`, and the center for odd `count`."""
     middle = half.new_full((count % 2, half.shape[1]), center)
     return torch.cat([half, 2 * center - half, middle])
 
@@ -109,8 +109,8 @@ def _paired(half: Tensor, center: float, count: int) -> Tensor:
 def _whitened(z: Tensor, total: float) -> Tensor:
     """Find the nearest matrix of shape [rows, columns] with `z.T @ z = total * I`.
 
-    That is the polar factor (Higham 1986); with fewer rows than columns there is
-    none, and only the diagonal is made equal to `total`.
+    That is the polar factor (Higham 1986). With fewer rows than columns there is none,
+    and only the diagonal is made equal to `total`.
     """
     whitened: Tensor
     if z.shape[0] < z.shape[1]:

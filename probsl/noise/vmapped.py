@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 def independent_draws(
     generator: Callable[[torch.device], torch.Generator] | None = None,
 ) -> AbstractContextManager[object]:
-    """Let distributions be sampled inside `vmap(..., randomness="different")`.
+    """Allow sampling from distributions inside `vmap(..., randomness="different")`.
 
-    There torch can draw from each of its samplers, but not into memory that has no
-    batch dimension: `torch.empty(shape).normal_()`, as most distributions draw, would
-    give all entries the same number, and fails. Here uninitialized tensors, and zeros
-    of a floating type, have one. Nor can torch enter the autograd function through
-    which Dirichlet and Beta draw; here it calls the sampler inside. The drawing itself
-    is left to torch, so that what it cannot do still fails with its own error:
-    distributions that look at their draws to decide what to do next, such as VonMises.
+    There torch supports all its samplers, but cannot draw into memory without a batch
+    dimension: `torch.empty(shape).normal_()`, which most distributions use, would give
+    all entries the same number, and fails. Here uninitialized tensors, and zeros of a
+    floating type, have one. Torch also does not support the autograd function of
+    Dirichlet and Beta; here the sampler inside is called directly. Torch still does the
+    drawing, so unsupported cases fail with torch's own error: distributions whose
+    control flow depends on their draws, such as VonMises.
 
     Enter it inside or outside the vectorized function, with validation of
-    distributions and gradients off. Where nothing is vectorized the numbers are the
-    same as without this context. Numbers of numpy and of `random` would be equal in all
-    entries of the batch: `randomness.record` names these as an obstacle.
+    distributions and gradients off. Without vectorization the numbers are the same as
+    without this context. Numbers of numpy and of `random` would be equal in all
+    entries of the batch: `randomness.record` reports these as an obstacle.
 
     Parameters
     ----------
     generator
-        Returns the generator to draw from on a device. None draws from torch's global
-        one, which every thread of the process moves; so does dropout in any case.
+        Returns the generator to use on a device. None means torch's global one, which
+        all threads of the process share; dropout always uses that one.
 
     Returns
     -------
     AbstractContextManager
-        One name in torch.distributions is replaced meanwhile, for all threads; draws
+        Meanwhile one name in torch.distributions is replaced, for all threads; draws
         and gradients elsewhere do not change.
 
     Examples
@@ -64,15 +64,15 @@ def independent_draws(
 
 
 class Forked:
-    """Puts back random states of torch at the end of a block.
+    """Restores random states of torch at the end of a block.
 
-    Unlike `torch.random.fork_rng`, which is a generator, it never does so later: when
-    Ctrl-C keeps a generator from ending, that ends once it is collected.
+    Unlike `torch.random.fork_rng`, which is a generator, it never does so later: a
+    generator that Ctrl-C keeps from ending ends when it is garbage-collected.
 
     Parameters
     ----------
     devices
-        The CUDA devices whose states it puts back besides that of the CPU.
+        The CUDA devices whose states are restored besides that of the CPU.
     """
 
     def __init__(self, devices: Iterable[int] = ()) -> None:
@@ -89,7 +89,7 @@ class Forked:
 
 
 class _Dirichlet:
-    """Stands for torch's autograd function, and calls it where there is a gradient."""
+    """Replaces torch's autograd function, and calls it if a gradient is needed."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
@@ -102,7 +102,7 @@ class _Dirichlet:
 
 
 class _Batched(TorchFunctionMode):
-    """Calls in place of some functions what vmap can do with each entry by itself."""
+    """Replaces some functions by forms that vmap supports for each entry separately."""
 
     def __init__(
         self, generator: Callable[[torch.device], torch.Generator] | None = None
@@ -112,7 +112,7 @@ class _Batched(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._original = getattr(dirichlet, "_Dirichlet", None)
-        if self._original is not None:  # else torch has another name for it by now
+        if self._original is not None:  # else this torch has another name for it
             vars(dirichlet)["_Dirichlet"] = _Dirichlet(self._original)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -139,7 +139,7 @@ def drawing_from(
     args: Any,
     kwargs: dict[str, Any],
 ) -> tuple[Function, Any, dict[str, Any]]:
-    """Return a call for random numbers that draws them from a given generator.
+    """Return a call of a random function that draws from a given generator.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def drawing_from(
     if given or any(isinstance(each, torch.Generator) for each in args):
         return function, args, kwargs
     likes = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
-    if function in likes:  # whose form with a generator vmap does one by one
+    if function in likes:  # vmap runs their generator forms one by one
         source = args[0] if args else kwargs["input"]
         kept = {n: v for n, v in kwargs.items() if v is not None}
         made = {"dtype": source.dtype, "device": source.device} | kept
@@ -172,16 +172,16 @@ def _allocate(
     device: torch.device | None = None,
     **options: Any,
 ) -> Tensor | None:
-    """Allocate as torch.empty and torch.zeros do; None where that is left to them."""
+    """Allocate like torch.empty and torch.zeros; None to leave it to them."""
     dtype = dtype or torch.get_default_dtype()
-    # Zeros that count or index may be looked at, which no batch can be.
+    # Integer zeros may be read by the program, which is impossible for a batch.
     if any(options.values()) or (make is _ZEROS and not dtype.is_floating_point):
         return None
     try:
-        # No numbers at all are still drawn separately for each entry of the batch, so
-        # this has all batch dimensions, and what is made of it inherits them.
+        # Even an empty draw is made separately for each entry of the batch, so this has
+        # all batch dimensions, and tensors made of it inherit them.
         nothing = torch.rand(0, device=device)
-    except RuntimeError:  # an inner vmap, of a Jacobian say, that forbids randomness
+    except RuntimeError:  # an inner vmap, as of a Jacobian, that forbids randomness
         return None
     return make(nothing, _shape(sizes) if size is None else size, dtype=dtype)
 
@@ -189,7 +189,7 @@ def _allocate(
 def _allocate_of(
     make: Callable[..., Tensor], source: Tensor, *sizes: Any, **options: Any
 ) -> Tensor | None:
-    """Allocate as Tensor.new_empty and Tensor.new_zeros do."""
+    """Allocate like Tensor.new_empty and Tensor.new_zeros."""
     options["dtype"] = options.get("dtype") or source.dtype
     options["device"] = options.get("device") or source.device
     return _allocate(make, *sizes, **options)
@@ -198,12 +198,12 @@ def _allocate_of(
 def _allocate_like(
     make: Callable[..., Tensor], input: Tensor, **options: Any
 ) -> Tensor | None:
-    """Allocate as torch.empty_like and torch.zeros_like do."""
+    """Allocate like torch.empty_like and torch.zeros_like."""
     return _allocate_of(make, input, input.shape, **options)
 
 
 def _new(source: Tensor, *sizes: Any, **options: Any) -> Tensor | None:
-    """Allocate as Tensor.new does, which takes data as well as sizes."""
+    """Allocate like Tensor.new, which takes data as well as sizes."""
     integers = bool(sizes) and all(isinstance(size, int) for size in sizes)
     if integers or (len(sizes) == 1 and isinstance(sizes[0], torch.Size)):
         return _allocate_of(_EMPTY, source, *sizes, **options)
@@ -211,12 +211,12 @@ def _new(source: Tensor, *sizes: Any, **options: Any) -> Tensor | None:
 
 
 def _binomial(count: Tensor, prob: Tensor, generator: Any = None) -> Tensor:
-    # Where only `prob` has a batch dimension torch resizes its result, and warns.
+    # If only `prob` has a batch dimension, torch resizes its result and warns.
     return torch.binomial(count + torch.zeros_like(prob), prob, generator)
 
 
 def _clamp(target: Tensor, *args: Any, **options: Any) -> Tensor:
-    # Gamma clamps in place, which vmap does one entry after the other, and warns.
+    # Gamma clamps in place, which vmap runs entry by entry with a warning.
     return target.copy_(torch.clamp(target, *args, **options))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of fits, one per file; nothing else in probsl imports matplotlib."""
+"""Plots of fits, one per file; nothing else in probsl imports matplotlib."""
 
 from probsl.plots.canvas import STYLE
 from probsl.plots.forest import plot_forest

@@ -1,4 +1,4 @@
-"""Where plots are drawn, and how they look."""
+"""The axes and the style of plots."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008), Color universal design, without the yellow, which is too pale
-# for lines; ordered so that neighbors differ in lightness too.
+# Okabe and Ito (2008), Color universal design, without yellow, which is too pale for
+# lines; ordered so that neighbors also differ in lightness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One marker more than colors: no two of the first 56 fits look the same.
+# One more marker than colors: the first 56 fits all look different.
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 GRAY = "0.45"
@@ -43,17 +43,17 @@ Use them for a figure of several plots: ``with plt.style.context(probsl.plots.ST
 
 @contextmanager
 def canvas(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
-    """Give the axes to draw in, those of a new pyplot figure where there are none.
+    """Yield the axes to draw in, those of a new pyplot figure if none are given.
 
-    A figure of the caller's keeps the caller's style; a new one has `STYLE`, and is
-    closed again if drawing fails.
+    Given axes keep the style of the caller; a new figure has `STYLE`, and is closed
+    if drawing fails.
 
     Parameters
     ----------
     ax
         Axes, checked by `check_axes`, or None.
     width, height
-        Of a new figure, in inches.
+        Size of a new figure, in inches.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def canvas(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
 
 
 def check_axes(ax: Any) -> None:
-    """Refuse what is neither None nor Axes.
+    """Raise if `ax` is neither None nor Axes.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def dashes(position: int) -> str:
 
 
 def legend_lines(names: Sequence[str], width: float) -> int:
-    """Return how many lines a legend of names takes, in a width in inches.
+    """Return the number of lines of a legend in a figure of this width in inches.
 
     Examples
     --------
@@ -133,19 +133,19 @@ def legend_lines(names: Sequence[str], width: float) -> int:
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
-    # Letters are guessed, in inches.
+    # The widths of texts are estimates, in inches.
     widths = [0.06 * len(name) + 0.5 for name in names]
     fits = len(names) if sum(widths) <= width else int(width / max(widths))
     return max(1, fits)
 
 
 def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
-    """Put the legend over the axes, where it hides no data."""
+    """Put the legend above the axes, so that it does not cover data."""
     found = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
     if not found:
         return
-    # A legend wider than the axes would squeeze them.
-    # The layout, which is still to come, takes the room of the axes' own labels.
+    # A legend wider than the axes would shrink them, and layout, which comes later,
+    # takes additional space for the tick labels.
     letters = max((len(t.get_text()) for t in ax.get_yticklabels()), default=0)
     width = min(
         ax.get_window_extent().width / ax.figure.dpi,

@@ -1,4 +1,4 @@
-"""The columns of inputs and outcomes, by labels such as ``x[2]``."""
+"""Selects columns of inputs and outcomes by labels such as ``x[2]``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def split_label(label: str) -> tuple[str, int | None]:
-    """Split a label into its name and its column.
+    """Split a label into name and column.
 
     Examples
     --------
@@ -41,18 +41,18 @@ def column(name: str, values: Array, part: int | None, axis: int) -> Array:
     Parameters
     ----------
     name
-        What they are.
+        The name of the values, for messages.
     values
         Of shape ``[..., rows]`` or ``[..., rows, columns]``.
     part
-        Which column; None where there is but one.
+        The index of the column; None if there is only one.
     axis
-        The axis that columns have, if there are any.
+        The axis of the columns, if there are any.
 
     Raises
     ------
     ValueError
-        If there are several columns and none is named, or not that one.
+        If there are several columns and `part` is None, or it does not exist.
     """
     if values.ndim == axis and part is None:
         return values
@@ -72,7 +72,7 @@ def column(name: str, values: Array, part: int | None, axis: int) -> Array:
 
 
 def row_inputs(fit: Fit, data: Any) -> dict[str, Array]:
-    """Return the inputs that have one value per row, every column by its label."""
+    """Return label -> input column, for inputs with one value per row."""
     problem, columns = fit.problem, {}
     for name, value in new_arguments(problem, data).items():
         if problem.has_rows and name not in problem.rows:
@@ -86,19 +86,19 @@ def row_inputs(fit: Fit, data: Any) -> dict[str, Array]:
 
 
 def input_along(x: str | None, columns: dict[str, Array]) -> str:
-    """Return the label of the input to draw along.
+    """Return the label of the input for the horizontal axis.
 
     Parameters
     ----------
     x
-        What the user asked for; None takes the only input that varies.
+        The label that the user gave; None selects the only input that varies.
     columns
         Label -> values.
 
     Raises
     ------
     ValueError
-        If there is no such input, or there are several to choose from.
+        If there is no such input, or the choice is ambiguous.
     """
     known = ", ".join(columns) or "none"
     if x is None:
@@ -116,19 +116,19 @@ def input_along(x: str | None, columns: dict[str, Array]) -> str:
 
 
 def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int | None]:
-    """Return the site to draw and which column of it.
+    """Return the site to draw and the index of its column.
 
     Parameters
     ----------
     fit
         Any fit.
     y, site
-        What the user asked for, see `probsl.plot_predictive`.
+        The names that the user gave, see `probsl.plot_predictive`.
 
     Raises
     ------
     ValueError
-        If there is no such site, or there are several to choose from.
+        If there is no such site, or the choice is ambiguous.
     """
     name, part = split_label(y) if y is not None else (None, None)
     observed = fit.problem.sites_with_role(Role.OBSERVED)
@@ -150,13 +150,13 @@ def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int 
 
 
 def observed_argument(fit: Fit, site: str) -> str:
-    """Return the name of the argument that a site observes, else of the site."""
+    """Return the name of the argument that a site observes, or else of the site."""
     found = observed_arguments(fit.problem)
     return next(iter(found)) if len(found) == 1 else site
 
 
 def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
-    """Return the observed values of a label, or None where the data have none.
+    """Return the observed values of a label, or None if the data have none.
 
     Raises
     ------

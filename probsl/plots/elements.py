@@ -1,4 +1,4 @@
-"""Which fits a plot shows, and which of their parameters."""
+"""Selects the fits and the parameters that a plot shows."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Element:
     site
         The site or own parameter.
     index
-        Its place in the flattened value.
+        Its index in the flattened value.
     label
-        What `Fit.summary` calls it.
+        Its label in `Fit.summary`.
     """
 
     site: str
@@ -47,14 +47,14 @@ class Element:
 
 @dataclass(frozen=True)
 class Choice:
-    """The elements that a plot shows, and how many it could.
+    """The elements that a plot shows, and the number available.
 
     Attributes
     ----------
     elements
-        Those it shows.
+        The elements shown.
     total
-        The number of those it could.
+        The number of elements available.
     """
 
     elements: tuple[Element, ...]
@@ -62,18 +62,18 @@ class Choice:
 
     @property
     def note(self) -> str:
-        """What was left out, in words; empty where nothing was."""
+        """A note on elements left out; empty if there are none."""
         shown = len(self.elements)
         return f"first {shown} of {self.total} parameters" if shown < self.total else ""
 
 
 def named_fits(fits: Fits) -> dict[str, Fit]:
-    """Return fits by their names; a single fit has that of its method.
+    """Return name -> fit; a single fit has the name of its method.
 
     Raises
     ------
     TypeError
-        If they are no fits.
+        If they are not fits.
     ValueError
         If there are none.
 
@@ -115,19 +115,19 @@ def choose(
     fits
         Name -> fit.
     sites
-        Names of sites, or of elements such as ``w[0]``, all of whose elements are
-        taken; None takes the first of the default.
+        Names of sites, or of elements such as ``w[0]``, all of which are shown; None
+        takes the first elements of the default.
     limit
-        How many elements to take where none are named.
+        The most elements to take if `sites` is None.
     default
-        The sites to take where none are named; all of them if there is no default.
+        The sites to take if `sites` is None; None takes all of them.
 
     Raises
     ------
     TypeError
-        If `sites` are no names.
+        If `sites` are not names.
     ValueError
-        If a name is not in any of the fits, or there is no name.
+        If a name is not in any of the fits, or `sites` is empty.
     """
     found = {e.label: e for fit in fits.values() for e in _elements(fit)}
     elements = tuple(found.values())
@@ -153,7 +153,7 @@ def choose(
 def tables(
     fits: Mapping[str, Fit], elements: Sequence[Element], prob: float = 0.95
 ) -> dict[str, pd.DataFrame]:
-    """Return each fit's summary of the elements; missing where it has none.
+    """Return each fit's summary of the elements, missing if it does not have one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Estimates and intervals of several fits, side by side."""
+"""Forest plots: estimates and intervals of several fits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """What `plot_forest` draws.
+    """The data of `plot_forest`.
 
     Attributes
     ----------
@@ -26,11 +26,11 @@ class Forest:
         One per row.
     tables
         Fit -> the columns ``estimate, lower, upper`` (and ``sd``), one line per row;
-        missing where the fit has no such parameter, or no interval.
+        missing if the fit does not have the parameter or the interval.
     prob
         Probability of the intervals.
     note
-        What was left out.
+        A note on elements left out.
     """
 
     labels: tuple[str, ...]
@@ -40,7 +40,7 @@ class Forest:
 
 
 def forest(fits: Fits, prob: float, sites: Sequence[str] | None) -> Forest:
-    """Compute what `plot_forest` draws; the parameters are the same."""
+    """Compute the data of `plot_forest`; the parameters are the same."""
     named = named_fits(fits)
     choice = choose(named, sites, ROW_LIMIT)
     labels = tuple(e.label for e in choice.elements)
@@ -56,7 +56,7 @@ def plot_forest(
 ) -> Axes:
     """Plot the estimates of several fits with their intervals.
 
-    A marker is an estimate, a line a central interval; points have no interval.
+    Markers are estimates and lines are central intervals; point fits have no interval.
 
     Parameters
     ----------
@@ -65,20 +65,20 @@ def plot_forest(
     prob
         Probability of the intervals.
     sites
-        Names of sites, or of elements such as ``w[0]``, for as many rows as they
-        have; None takes all sites, and of more than 40 parameters the first 40.
+        Names of sites, or of elements such as ``w[0]``, all of which are shown; None
+        shows the first 40 parameters.
     ax
-        Where to draw; None makes a figure, taller the more parameters there are.
+        The axes to draw in; None makes a figure, taller if there are more rows.
 
     Returns
     -------
     Axes
-        With one row per parameter, from the top down.
+        The axes, with one row per parameter from top to bottom.
 
     Raises
     ------
     TypeError
-        If `fits` are no fits, `sites` no names, or `ax` no Axes.
+        If `fits` are not fits, `sites` not names, or `ax` not Axes.
     ValueError
         If there are no fits, a site is unknown, or `prob` is not between 0 and 1.
 

@@ -1,4 +1,4 @@
-"""How the objective fell, step by step."""
+"""Plots of the objective by step."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-# Above this ratio of the longest to the shortest fit, steps are on a log scale.
+# Above this ratio of steps of the longest to the shortest fit, use a log scale.
 _MANY_TIMES = 5
-# A trend is of that many windows, each longer than the one before.
+# The number of windows of a trend, each longer than the one before.
 _WINDOWS = 50
-# Nats: less matters to no one.
+# In nats; smaller differences are irrelevant.
 _NOTHING = 1e-7
-# The scale of losses shows at least this ratio, so that there are ticks on it.
+# The scale of losses covers at least this ratio, so that it has ticks.
 _SPAN = 1e3
-# Fits that went up at this share of their steps are noisy.
+# Fits whose loss rises at this share of the steps are noisy.
 _NOISY = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """What `plot_losses` draws of one fit.
+    """The data of `plot_losses` for one fit.
 
     Attributes
     ----------
     steps
-        Step of each loss, from 1.
+        The step of each loss, counted from 1.
     gap
-        The loss less the lowest of this fit, missing at the lowest itself, where it
-        has no logarithm.
+        The loss minus the lowest loss of this fit; missing at the lowest, where it is
+        zero and has no logarithm.
     trend
-        Step and mean gap of windows along a fit by noisy steps; empty for others.
+        Mean step and mean gap of windows, for noisy fits; empty for others.
     lowest
         The lowest loss.
     """
@@ -50,12 +50,12 @@ class Descent:
 
 
 def descents(fits: Fits) -> dict[str, Descent]:
-    """Compute what `plot_losses` draws.
+    """Compute the data of `plot_losses`.
 
     Raises
     ------
     ValueError
-        If a fit has no losses, or none that is finite.
+        If a fit does not have finite losses.
     """
     result = {}
     for name, fit in named_fits(fits).items():
@@ -75,31 +75,31 @@ def descents(fits: Fits) -> dict[str, Descent]:
 
 
 def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
-    """Plot how the objectives of fits fell.
+    """Plot the objectives of fits by step.
 
-    Objectives of different methods are different things, so each is shown above its
-    own lowest value, which the legend tells. The lowest point itself has no place on
-    the log scale, which ends at 1e-7 nats. A line that falls that low has converged.
-    One of noisy steps levels off at its noise; a thick line is its mean over windows
-    of steps. A fit that began at its lowest is a triangle at the bottom.
+    Objectives of different methods are not comparable, so each is shown as the
+    difference from its own lowest value, which the legend states. The lowest point
+    itself is not on the log scale, which ends at 1e-7 nats. A line that falls this low
+    has converged. Noisy steps level off at the noise; a thick line is their mean over
+    windows of steps. A fit that began at its lowest is a triangle at the bottom.
 
     Parameters
     ----------
     fits
         A comparison, a mapping from names to fits, or one fit.
     ax
-        Where to draw; None makes a figure.
+        The axes to draw in; None makes a figure.
 
     Returns
     -------
     Axes
-        With logarithmic losses in nats, and logarithmic steps where the fits differ
-        much in length.
+        The axes, with a log scale of losses in nats, and a log scale of steps if the
+        numbers of steps differ much.
 
     Raises
     ------
     TypeError
-        If `fits` are no fits, or `ax` no Axes.
+        If `fits` are not fits, or `ax` not Axes.
     ValueError
         If there are no fits, or one has no finite losses.
 
@@ -154,7 +154,7 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
 
 
 def _draw_at_the_bottom(ax: Axes, descent: Descent, look: str, label: str) -> None:
-    """Mark a fit that never was above its lowest, which the log scale cannot show."""
+    """Mark a fit that began at its lowest, which the log scale cannot show."""
     ax.plot(
         descent.steps[:1],
         [0.0],
@@ -170,7 +170,7 @@ def _draw_at_the_bottom(ax: Axes, descent: Descent, look: str, label: str) -> No
 def _trend(
     steps: NDArray[np.float64], gap: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean step and gap of windows; none for a fit without noise."""
+    """Return mean steps and gaps of windows; empty for a fit without noise."""
     finite = np.isfinite(gap)
     steps, gap = steps[finite], gap[finite]
     if len(gap) < 4 * _WINDOWS or (np.diff(gap) > 0).mean() < _NOISY:

@@ -1,4 +1,4 @@
-"""Parameters down the side, and the fits one below the other in every row."""
+"""Lays out one row per parameter, with the fits below each other in each row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-# How many rows a figure has where the user names no sites.
+# The most rows of a figure if the user does not name sites.
 ROW_LIMIT = 40
-# Inches; labels up to so many letters have room in a figure of that width.
+# A figure of this width, in inches, has space for labels of up to this many letters.
 _WIDTH, _LETTERS = 6.4, 18
 _LETTER = 0.075
 _WIDEST = 12.0
@@ -27,7 +27,7 @@ _MARGINS = 1.0
 
 
 def height(rows: int, fits: int) -> float:
-    """Return the height of a figure with these rows, in inches."""
+    """Return the height of a figure with this many rows and fits, in inches."""
     return _MARGINS + rows * (_ROW_GAP + _FIT_HEIGHT * fits)
 
 
@@ -45,7 +45,7 @@ def width(labels: Sequence[str]) -> float:
 
 
 def positions(rows: int, fit: int, fits: int) -> NDArray[np.float64]:
-    """Return where the markers of one fit stand, one per row.
+    """Return the positions of the markers of one fit, one per row.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def positions(rows: int, fit: int, fits: int) -> NDArray[np.float64]:
 
 
 def finish_rows(ax: Axes, labels: Sequence[str], xlabel: str, note: str) -> None:
-    """Label the rows from the top down, and shade every other one."""
+    """Label the rows from top to bottom, and shade every second one."""
     for row in range(1, len(labels), 2):
         ax.axhspan(row - 0.5, row + 0.5, color=PALE, linewidth=0, zorder=0)
     low, high = ax.get_xlim()

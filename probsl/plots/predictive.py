@@ -1,4 +1,4 @@
-"""What a fit predicts along one input."""
+"""Plots of the predictive distribution along one input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 _BANDS = (0.95, 0.5)
-# At most so many whole numbers are groups, with nothing between them.
+# Up to this many distinct integers are groups rather than a continuous input.
 _GROUPS = 12
 # Draws times rows.
 _DRAWN = 4_000_000
@@ -35,26 +35,26 @@ _DRAWN = 4_000_000
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What `plot_predictive` draws.
+    """The data of `plot_predictive`.
 
     Attributes
     ----------
     x_label, y_label
-        What is drawn.
+        The labels of the input and of the outcome.
     x
         The input, sorted, ``[points]``.
     middle
-        Median of the predictive draws, of whole numbers their mean, ``[points]``.
+        Median of the predictive draws, or mean if they are integers, ``[points]``.
     middle_label
-        Which of the two.
+        Whether it is the median or the mean.
     bands
-        Probability -> lower and upper ends of the central interval, ``[points]``;
+        Probability -> lower and upper limits of the central interval, ``[points]``;
         empty for 0/1 outcomes.
     joined
-        Whether the points make a curve: all other inputs are constant, and this one
-        is no group.
+        Whether the points form a curve: all other inputs are constant, and this one
+        is not a group.
     groups
-        What to call each value of the input, where it is the number of a group.
+        Value of the input -> label, if it is the index of a group.
     observed
         Inputs and outcomes of the data, or None.
     """
@@ -80,7 +80,7 @@ def prediction(
     draws: int | None,
     seed: int,
 ) -> Prediction:
-    """Compute what `plot_predictive` draws; the parameters are the same."""
+    """Compute the data of `plot_predictive`; the parameters are the same."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit must be a Fit, got {type(fit).__name__}")
     for option, name in {"x": x, "y": y, "site": site}.items():
@@ -111,7 +111,7 @@ def prediction(
     across, values = across[order], values[:, order]
     binary = bool(np.isin(values, (0.0, 1.0)).all())
     bands = {} if binary else {p: _interval(values, p) for p in _BANDS}
-    # A median of whole numbers moves in steps; the mean of heavy tails is no middle.
+    # The median of integers moves in steps; the mean of heavy tails is not central.
     whole = bool((values == values.round()).all())
     return Prediction(
         x_label=x,
@@ -139,46 +139,46 @@ def plot_predictive(
 ) -> Axes:
     """Plot the predictive distribution along one input, with the data.
 
-    The line is the predictive median, or the mean where outcomes are whole numbers; the
-    bands hold 50 and 95%. Where other inputs vary too, there is no one curve, and each
-    row has a bar instead; so has each of up to 12 groups, where the input is their
-    number. 0/1 outcomes have no bands: their mean, the probability, says all.
+    The line is the predictive median, or the mean if outcomes are integers; the bands
+    are central 50% and 95% intervals. If other inputs vary too, there is not a single
+    curve, and each row has a bar instead; so has each of up to 12 groups, if the input
+    is their index. 0/1 outcomes have no bands: their mean is the probability.
 
     Parameters
     ----------
     fit
         Any fit.
     data
-        Inputs to predict for, in any form that `Fit.predict` takes, and the observed
-        values, if they are to be shown. For smooth bands give a fine grid.
+        Inputs to predict for, in any form that `Fit.predict` accepts, and the observed
+        values, if they are to be shown. A fine grid gives smooth bands.
     x
-        The input along which to draw: an argument with one value per row, or a column
-        such as ``x[2]``; None where only one input varies.
+        The input on the horizontal axis: an argument with one value per row, or a
+        column such as ``x[2]``; may be None if only one input varies.
     y
         The observed argument, or a column of it, such as ``y[1]``; None takes the
-        only one, else that with the name of the site.
+        only one, or else the one with the name of the site.
     site
-        The observed site, or a deterministic one with a value per row; None takes the
-        observed one of the name of `y`, or the only one.
+        The observed site, or a deterministic site with one value per row; None takes
+        the observed site with the name of `y`, or the only one.
     draws
-        The number of predictive draws; None takes from 1,000 to 20,000, the more the
-        fewer rows there are.
+        The number of predictive draws; None takes from 1,000 (many rows) to 20,000
+        (few rows).
     seed
         Seed of the draws.
     ax
-        Where to draw; None makes a figure.
+        The axes to draw in; None makes a figure.
 
     Returns
     -------
     Axes
-        With the predictions, and the data as dots.
+        The axes, with predictions, and data as dots.
 
     Raises
     ------
     TypeError
-        If `fit` is no fit, a name no text, or `ax` no Axes.
+        If `fit` is not a `Fit`, a name not a string, or `ax` not Axes.
     ValueError
-        If `x`, `y` or `site` are unknown or not settled, or the data do not suit the
+        If `x`, `y` or `site` are unknown or ambiguous, or the data do not suit the
         program.
 
     Examples
@@ -236,7 +236,7 @@ def _draw_bands(ax: Axes, drawn: Prediction) -> None:
 
 
 def _draw_bars(ax: Axes, drawn: Prediction) -> None:
-    # The more bars there are, the thinner.
+    # Many bars are drawn thinner.
     thick = 3.0 if len(drawn.x) <= _GROUPS else min(1.0, max(0.4, 100 / len(drawn.x)))
     for prob, (lower, upper) in drawn.bands.items():
         width = thick * (0.8 if prob == max(drawn.bands) else 2.4)
@@ -261,7 +261,7 @@ def _draw_bars(ax: Axes, drawn: Prediction) -> None:
 
 
 def _groups(across: Array, labels: Sequence[Any]) -> dict[float, str]:
-    """Return group -> label; nothing where the input is no number of a group."""
+    """Return group -> label; empty if the input is not the index of a group."""
     values = np.unique(across)
     if len(values) > _GROUPS or (values != values.round()).any():
         return {}
@@ -269,7 +269,7 @@ def _groups(across: Array, labels: Sequence[Any]) -> dict[float, str]:
 
 
 def _pooled(across: Array, values: Array) -> tuple[Array, Array]:
-    """Keep one row of draws for every value of the input: equal inputs, equal draws."""
+    """Keep one row of draws for each distinct value of the input."""
     unique, first = np.unique(across, return_index=True)
     return unique, values[:, first]
 

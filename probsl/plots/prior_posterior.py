@@ -1,4 +1,4 @@
-"""Each parameter's prior, and what fits made of it."""
+"""Plots of the prior and the posterior of each parameter."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ if TYPE_CHECKING:
 
 _PANEL_LIMIT = 12
 _COLUMNS = 3
-# Labels of more letters than these are shortened.
+# Labels longer than this are shortened.
 _LETTERS = 26
 _DRAWS = 4000
 _BINS = 30
 _GRID = 401
-# A panel is at most this many times as wide as the draws: the tails of a vague
-# prior, or a point that ran off, would squeeze everything else into a line.
+# A panel is at most this many times as wide as the range of draws: the tails of a
+# vague prior, or a diverged point, would compress everything else into a line.
 _WIDEST = 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """What `plot_prior_posterior` draws of one parameter.
+    """The data of `plot_prior_posterior` for one parameter.
 
     Attributes
     ----------
     label
-        The parameter.
+        The label of the parameter.
     window
         Lowest and highest value shown.
     prior
-        Values and densities there; None where the prior has no density by itself.
+        Values and their densities; None if the prior has no density of its own.
     prior_histogram
-        Edges and densities of bins of draws of it; None where `prior` is there, or
-        there is no prior.
+        Edges and densities of bins of prior draws; None if `prior` is given, or there
+        is no prior.
     histograms
         Fit -> edges and densities of bins of its draws.
     points
-        Fit -> its point.
+        Fit -> its point estimate.
     """
 
     label: str
@@ -73,7 +73,7 @@ class Panel:
 
 
 def panels(fits: Fits, sites: Sequence[str] | None) -> tuple[list[Panel], str]:
-    """Compute what `plot_prior_posterior` draws, and a note on what it leaves out."""
+    """Compute the data of `plot_prior_posterior`, and a note on elements left out."""
     named = named_fits(fits)
     _check_one_program(named)
     first = next(iter(named.values()))
@@ -90,35 +90,35 @@ def panels(fits: Fits, sites: Sequence[str] | None) -> tuple[list[Panel], str]:
 def plot_prior_posterior(
     fits: Fits, sites: Sequence[str] | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """Plot the prior of each parameter, and what fits made of it.
+    """Plot the prior and the posterior of each parameter.
 
-    The prior is a gray line: its density, or, where it depends on other latents, a
-    histogram of draws of it from the program without its data. A posterior is a
-    histogram of draws, a point a vertical line, or an arrowhead where it is far
-    outside. The prior is the one the program states, whatever weight a fit gave it.
+    The prior is a gray line: its density, or, if it depends on other latents, a
+    histogram of draws from the program without data. A posterior is a histogram of
+    draws; a point estimate is a vertical line, or an arrowhead if it is far outside.
+    The prior is the one in the program, regardless of the prior weight of a fit.
 
     Parameters
     ----------
     fits
         One fit, or several of one program: a comparison, or a mapping from names.
     sites
-        Names of sites, or of elements such as ``w[0]``, for as many panels as they
-        have; None takes the latent sites, and of more than 12 parameters the first 12.
+        Names of sites, or of elements such as ``w[0]``, all of which are shown; None
+        shows the first 12 latent parameters.
     ax
-        Where to draw; None makes a figure.
+        The axes to draw in; None makes a figure.
 
     Returns
     -------
     Axes
-        With one parameter these hold the plot; with several they are a blank frame,
-        and the panels, each with a scale of its own, are its ``child_axes``.
+        The plot if there is one parameter; otherwise a blank frame whose
+        ``child_axes`` are the panels, each with its own scale.
 
     Raises
     ------
     TypeError
-        If `fits` are no fits, `sites` no names, or `ax` no Axes.
+        If `fits` are not fits, `sites` not names, or `ax` not Axes.
     ValueError
-        If there are no fits, they are of several programs, or a site is unknown.
+        If there are no fits, they are of different programs, or a site is unknown.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def _panel(
 ) -> Panel:
     values = {name: element.of(sites) for name, sites in draws.items()}
     values = {name: v[np.isfinite(v)] for name, v in values.items()}
-    # Own parameters are points under every method.
+    # Own parameters are point estimates under every method.
     spread = {n: v for n, v in values.items() if len(v) and np.ptp(v) > 0}
     points = {n: float(v[0]) for n, v in values.items() if len(v) and n not in spread}
     drawn = element.of(prior.draws) if element.site in prior.draws else None
@@ -191,7 +191,7 @@ def _panel(
 def _window(
     prior: Array | None, spread: dict[str, Array], points: dict[str, float]
 ) -> tuple[float, float]:
-    """Return what to show: the draws, and of points and prior what has room."""
+    """Return the range to show: the draws, and points and prior as far as they fit."""
     ends = [float(np.quantile(v, q)) for v in spread.values() for q in (0.001, 0.999)]
     told = np.array(ends or [*points.values()] or [0.0])
     low, high = float(told.min()), float(told.max())
@@ -206,16 +206,16 @@ def _window(
 def _histogram(
     draws: Array, window: tuple[float, float] | None = None
 ) -> tuple[Array, Array]:
-    """Return edges and densities of bins, as many as the draws in them allow."""
+    """Return edges and densities of bins, which are more for more draws."""
     low, high = window or np.quantile(draws, (0.0005, 0.9995))
     inside = int(((draws >= low) & (draws <= high)).sum())
     counts, edges = np.histogram(draws, min(_BINS, 5 + inside // 50), (low, high))
-    # Draws outside count too: a prior that is mostly elsewhere is low here.
+    # Draws outside count in the total: a prior with little mass here is low here.
     return edges, counts / (len(draws) * np.diff(edges))
 
 
 def _grid(ax: Axes, count: int) -> list[Axes]:
-    """Return panels in a grid that fills the axes."""
+    """Return a grid of panels that fills the axes."""
     ax.axis("off")
     rows = math.ceil(count / _COLUMNS)
     columns = min(_COLUMNS, count)
@@ -237,7 +237,7 @@ def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
     for name, (edges, density) in panel.histograms.items():
         look, alpha = color(order.index(name)), 0.2 if several else 0.45
         ax.stairs(density, edges, fill=True, color=look, alpha=alpha, label=name)
-        if several:  # where they overlap, their edges tell them apart
+        if several:  # edges distinguish overlapping histograms
             ax.stairs(density, edges, color=look, linewidth=1.0)
     if panel.prior is not None:
         ax.plot(*panel.prior, color=GRAY, linewidth=1.6, label="prior")
@@ -256,7 +256,7 @@ def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
 
 
 def _short(label: str) -> str:
-    """Leave out the middle of a label that is wider than a panel."""
+    """Abbreviate the middle of a label that is wider than a panel."""
     keep = _LETTERS // 2
     return label if len(label) <= _LETTERS else f"{label[:keep]}…{label[-keep:]}"
 

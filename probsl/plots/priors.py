@@ -1,4 +1,4 @@
-"""The priors of a program, as densities and as draws."""
+"""Computes densities and draws of the priors of a program."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Priors:
     Attributes
     ----------
     draws
-        Site -> draws ``[draws, ...]``. Absent are flat priors, which cannot draw, and
-        what depends on one.
+        Site -> draws ``[draws, ...]``. Improper priors, which cannot be sampled, and
+        sites that depend on one are missing.
     distributions
-        Site -> distribution over the site's elements, where it gives each a density
-        of its own and depends on no other site.
+        Site -> distribution over the site's elements, if they are independent and it
+        does not depend on another site.
     """
 
     draws: dict[str, Tensor]
@@ -47,7 +47,7 @@ class Priors:
     def density(
         self, element: Element, grid: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
-        """Return the density of one element on a grid, or None where it has no form."""
+        """Return the density of one element on a grid, or None if it is unknown."""
         fn = self.distributions.get(element.site)
         if fn is None:
             return None
@@ -60,7 +60,7 @@ class Priors:
         inside = torch.ones_like(values, dtype=torch.bool)
         if support is not None:
             inside = support.check(values)
-        # Outside its support a distribution may say anything.
+        # Outside its support a distribution may return any value.
         allowed = self.draws[element.site][0].to(values)
         density = fn.log_prob(torch.where(inside, values, allowed)).exp() * inside
         density = density.reshape(len(grid), -1)[:, element.index].double()
@@ -94,7 +94,7 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
     array([0., 2.])
     """
     problem, own = fit.problem, fit.posterior.own
-    # All rows are computed with every draw.
+    # Every draw computes all rows.
     count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.rows_held))
     draws, missing = prior_draws(problem, own, count=count, seed=seed)
     if not missing:
@@ -108,7 +108,7 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
 
 
 def _by_element(fn: Any) -> Any:
-    """Return a distribution without events, or None for a truly joint one."""
+    """Return an elementwise distribution, or None for a joint one."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
     joint = len(fn.event_shape) > 0 or isinstance(fn, dist.MaskedDistribution)

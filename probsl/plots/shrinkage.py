@@ -1,4 +1,4 @@
-"""How far each estimate moved from that of a reference."""
+"""Plots of the differences of estimates from a reference fit."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shrinkage:
-    """What `plot_shrinkage` draws.
+    """The data of `plot_shrinkage`.
 
     Attributes
     ----------
     reference
-        The fit from which the others are measured.
+        The fit that the others are compared with.
     moved
-        One row per parameter, and for each other fit a column of what its estimate
-        moved by.
+        One row per parameter, and for each other fit a column of differences of its
+        estimates from the reference.
     in_spreads
-        Whether that is in standard deviations, or in the parameters' own units.
+        Whether it is in standard deviations, or in the parameters' own units.
     names
-        All fits, in order, so that each has the color of the other plots.
+        All fits, in order, so that each has the same color as in other plots.
     note
-        What was left out.
+        A note on elements left out.
     """
 
     reference: str
@@ -49,7 +49,7 @@ class Shrinkage:
 def shrinkage(
     fits: Fits, reference: str | None, sites: Sequence[str] | None
 ) -> Shrinkage:
-    """Compute what `plot_shrinkage` draws; the parameters are the same."""
+    """Compute the data of `plot_shrinkage`; the parameters are the same."""
     import pandas as pd
 
     named = named_fits(fits)
@@ -85,38 +85,38 @@ def plot_shrinkage(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot how far every estimate moved from that of a reference.
+    """Plot the difference of every estimate from that of a reference.
 
-    From MLE to MAP and SVI, that is what the prior did. Movements are in standard
-    deviations of the parameter, those of the reference where it has a spread, else of
-    the first fit with one; parameters without any are left out, unless no fit has a
-    spread: then all are in their own units.
+    From MLE to MAP and SVI, this is the effect of the prior. Differences are in
+    standard deviations of the parameter, those of the reference or else of the first
+    fit that has them; parameters without one are left out. If no fit has standard
+    deviations, all differences are in the parameters' own units.
 
     Parameters
     ----------
     fits
         A comparison, or a mapping from names to at least two fits.
     reference
-        Name of the fit to measure from; None takes the comparison's, else the first
-        MLE, else the first fit.
+        Name of the fit to measure from; None takes the reference of the comparison,
+        or else the first MLE, or else the first fit.
     sites
-        Names of sites, or of elements such as ``w[0]``, for as many rows as they
-        have; None takes all sites, and of more than 40 parameters the first 40.
+        Names of sites, or of elements such as ``w[0]``, all of which are shown; None
+        shows the first 40 parameters.
     ax
-        Where to draw; None makes a figure, taller the more parameters there are.
+        The axes to draw in; None makes a figure, taller if there are more rows.
 
     Returns
     -------
     Axes
-        With one row per parameter, from the top down.
+        The axes, with one row per parameter from top to bottom.
 
     Raises
     ------
     TypeError
-        If `fits` are no fits, `sites` no names, or `ax` no Axes.
+        If `fits` are not fits, `sites` not names, or `ax` not Axes.
     ValueError
-        If there are fewer than two fits, they share no parameter, or `reference` or a
-        site is unknown.
+        If there are fewer than two fits, they do not share a parameter, or `reference`
+        or a site is unknown.
 
     Examples
     --------

@@ -1,1 +1,1 @@
-"""A Pyro program as a density of its latents: the one door to Pyro's handlers."""
+"""A Pyro program as a log density of its latents; all use of Pyro's handlers."""

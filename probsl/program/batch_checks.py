@@ -1,4 +1,4 @@
-"""What batches ask of a program and a guide, checked on them before training."""
+"""Checks that a program and a guide can be trained in batches."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     Terms = Mapping[str, tuple[Tensor, int | None]]
 
-# Where the densities are compared: near zero in unconstrained space, not at it, where
-# many a dependence vanishes.
+# The densities are compared near zero in unconstrained space, but not at zero, because
+# many dependences vanish there.
 _SPREAD = 0.3
-# What rounding may do to a log density, beside its size and the mean size of all rows'.
+# Rounding error allowed in a log density, relative to its size and all rows' mean size.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 1e-1
 
 
 def check_batches(problem: Problem, batch_size: int) -> None:
-    """Refuse batches where they would not be the same problem.
+    """Refuse batches if they would change the problem.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def check_batches(problem: Problem, batch_size: int) -> None:
     Raises
     ------
     ValueError
-        Naming the site, and what to do.
+        Naming the site and the remedy.
     """
     batch_size = whole_number("batch_size", batch_size)
     problem.refuse_no_rows("batch_size=")
@@ -75,12 +75,12 @@ def check_batches(problem: Problem, batch_size: int) -> None:
 
 
 def _at_once(problem: Problem) -> str:
-    """Say how to have all rows where the program itself asks for some."""
+    """Say how to use all rows if the program itself draws a subsample."""
     return "" if problem.own_batch_size is None else f" (batch_size={problem.size})"
 
 
 def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
-    """Refuse a program that is of another shape on a batch."""
+    """Refuse a program whose shapes differ on a batch."""
     own = {p.name: p.start for p in problem.own_parameters}
     plate = problem.data_plate
     try:
@@ -113,12 +113,12 @@ def _check_run(problem: Problem, batch: Batch, batch_size: int) -> None:
 
 
 def audit_batches(problem: Problem, batch_size: int) -> None:
-    """Check that the objective of batches is that of all rows in expectation.
+    """Check that the objective on batches equals that on all rows in expectation.
 
-    It is if the log density of a row is the same in every batch that the row is in,
-    and that of everything else is the same for every batch; then the factor N / B
-    does the rest. Two batches that differ as much as the rows allow are compared
-    with both of them together, at random values of the latents: four evaluations.
+    It does if the log density of a row is the same in every batch that contains it,
+    and every other term is the same for every batch; the factor N / B then corrects
+    the scale. Two batches that differ as much as the rows allow are compared with
+    their union, at random values of the latents: four evaluations.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def audit_batches(problem: Problem, batch_size: int) -> None:
     rounding = _ROUNDING.get(problem.dtype, _COARSE)
     for name, (term, axis) in together.items():
         if not _same(term, again[name][0], rounding):
-            continue  # the program draws random numbers of its own, such as dropout
+            continue  # the program draws its own random numbers, for example by dropout
         if axis is None:
             if not all(_same(term, terms[name][0], rounding) for terms in alone):
                 raise ValueError(_constant_changes(problem, name))
@@ -166,7 +166,7 @@ def audit_batches(problem: Problem, batch_size: int) -> None:
 
 
 def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
-    """Return rows, and the two batches at their ends; the rows differ most there."""
+    """Return some rows, and the two batches among them that differ most."""
     count = min(2 * batch_size, problem.size)
     if problem.source is None or hasattr(problem.source, "at"):
         last_row = problem.size - 1
@@ -190,7 +190,7 @@ def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
 
 
 def _along(places: Tensor, arrays: Iterable[Tensor]) -> Tensor:
-    """Return one number per row that all columns have a share in."""
+    """Return one number per row that depends on all columns."""
     along: Any = places * 1e-9
     for array in arrays:
         columns = array.reshape(len(array), -1).to(torch.float64)
@@ -217,7 +217,7 @@ def _shown(problem: Problem, name: str) -> str:
 
 
 def _constant_changes(problem: Problem, name: str) -> str:
-    """Say what is wrong with a term that is not of the rows and changes with them."""
+    """Describe the error in a term outside the rows that changes with them."""
     if not any(s.name == name for s in problem.sites):
         return (
             f"{_shown(problem, name)}, is shared by the rows, which batches cannot sum "
@@ -238,9 +238,9 @@ def _constant_changes(problem: Problem, name: str) -> str:
 def check_guide_batches(
     problem: Problem, score: Callable[[Batch], Scoring], batch_size: int
 ) -> None:
-    """Refuse a guide that draws the latents otherwise for other rows.
+    """Refuse a guide whose distribution of the latents depends on the rows.
 
-    Every latent of a fit in batches belongs to all rows, so no batch may move it.
+    In a fit in batches every latent is shared by all rows, so no batch may change it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A program bound to data: its sites, its rows, and its runs."""
+"""A program bound to data: its sites, its rows, and how it is run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BoundProgram:
     program
         The program with its own parameters made explicit.
     arguments
-        The arguments it is called with, converted and checked.
+        The arguments of its calls, converted and checked.
     dtype
         The floating type of every computation.
     sites
@@ -69,28 +69,28 @@ class BoundProgram:
     rows
         Names of the arguments with one entry per row.
     size
-        The number of rows; of observed values where there is no data plate.
+        The number of rows; of observed values if there is no data plate.
     weights
         One weight per row, or None.
     source
-        Where all rows are, if `arguments` hold only some that stand for them.
+        Holds all rows, if `arguments` hold only representative ones.
     device
         The device of every computation.
     subsampling
-        What plates have that would draw a subsample by themselves; None without any.
+        State of the plates that would draw a subsample themselves; None without any.
     row_scale
-        How many rows each one stands for: more than one if the program gives its
+        How many rows each one represents: more than one if the program gives its
         data plate more entries than there are rows.
     own_scale
-        By what the program multiplies the log densities of what it observes, on
+        The factor by which the program scales its observed log densities, on
         average.
     discrete
-        Observed sites whose log density is that of a probability, and not above 0.
+        Observed sites whose log density is a log probability, so at most 0.
     place
-        Around which values of the latents the program can be run.
+        Values of the latents near which the program can be run.
     unclear_rows
-        Why it is not clear which arguments are rows; empty if it is. Then `rows` are
-        all that may be, and there can be no batches.
+        Why it is unclear which arguments are rows; empty if it is clear. If unclear,
+        `rows` holds all candidates, and there can be no batches.
     """
 
     program: StatelessCallable
@@ -111,16 +111,16 @@ class BoundProgram:
     unclear_rows: str = ""
 
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
-        """Compute in the problem's floating type and on its device for a block.
+        """Compute in the problem's floating type and on its device within a block.
 
         See `probsl.isolation.calls.isolated`.
         """
         return isolated(self.dtype, seed, device=self.device)
 
     def all_rows(self) -> Iterator[Batch]:
-        """Yield all rows once, as many at a time as are held, unscaled.
+        """Yield all rows once, in parts of the size that is held, unscaled.
 
-        Together the parts are all rows: each row has its weight, and no more.
+        Together the parts are all rows: each row has only its own weight.
         """
         if self.source is None:
             yield Batch(self.arguments.values, self.weights)
@@ -130,7 +130,7 @@ class BoundProgram:
             yield Batch({**self.arguments.values, **rows}, weights)
 
     def constants(self) -> dict[str, Any]:
-        """Return the arguments that new rows need not bring along."""
+        """Return the arguments that new data may omit."""
         return {
             name: Converted(value)
             for name, value in self.arguments.values.items()
@@ -138,17 +138,17 @@ class BoundProgram:
         }
 
     def refuse_no_rows(self, option: str = "") -> None:
-        """Refuse what needs rows, if there are none.
+        """Refuse an operation that needs rows, if there are none.
 
         Parameters
         ----------
         option
-            What the user asked for, if it is an option.
+            The option that the user set, if it is one.
 
         Raises
         ------
         ValueError
-            Saying why there are none, and what would give the program some.
+            Saying why there are none, and how the program would get some.
         """
         if not self.has_rows:
             why = why_no_rows(self.sites, self.data_plate)
@@ -161,7 +161,7 @@ class BoundProgram:
 
     @property
     def own_batch_size(self) -> int | None:
-        """How many rows the program draws by itself; None if it draws none."""
+        """Number of rows that the program itself subsamples; None if it does not."""
         plate, drawn = self.data_plate, self.subsampling
         if plate is None or drawn is None or not self._indexed:
             return None
@@ -169,7 +169,7 @@ class BoundProgram:
 
     @property
     def _indexed(self) -> bool:
-        """Whether the program takes its rows by the index of its data plate."""
+        """Whether the program indexes its rows by its data plate."""
         return (
             self.has_rows
             and self.source is None
@@ -180,16 +180,16 @@ class BoundProgram:
 
     @property
     def batch_arrays(self) -> dict[str, Any]:
-        """What batches take some rows of: the arguments with one entry per row."""
+        """Return the arguments that batches index: those with one entry per row."""
         if self._indexed:
             return {ROW_INDEX: torch.arange(self.size)}
         return {name: self.arguments.values[name] for name in self.rows}
 
     @property
     def information(self) -> float:
-        """How many rows of weight 1 the rows are, by their weights and scales.
+        """Return the total weight of the rows, including the program's own scale.
 
-        In units of it a common factor of them changes nothing.
+        If results are divided by it, a common factor of the weights cancels.
         """
         size = self.size * self.own_scale
         if self.weights is None:
@@ -199,12 +199,12 @@ class BoundProgram:
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is a vectorized data plate, whose elements are rows."""
+        """Whether there is a vectorized data plate, whose entries are rows."""
         return self.data_plate is not None and self.data_plate.dim is not None
 
     @property
     def rows_held(self) -> int:
-        """The number of rows at hand: all of them, unless there is a `source`."""
+        """The number of rows held: all of them, unless there is a `source`."""
         if self.source is None:
             return self.size
         return len(self.arguments.values[self.source.names[0]])
@@ -225,7 +225,7 @@ class BoundProgram:
 
     @property
     def moving(self) -> tuple[str, ...]:
-        """The observed sites whose support moves with a latent or own parameter."""
+        """The observed sites whose support depends on a latent or own parameter."""
         return tuple(s.name for s in self.sites if s.moving)
 
     def site(self, name: str) -> Site:
@@ -261,7 +261,7 @@ class BoundProgram:
         return Coordinates([*entries, *own])
 
     def feasible_values(self) -> dict[str, Tensor]:
-        """Return every latent at the problem's place, which is inside its support."""
+        """Return the problem's place, a value inside the support of every latent."""
         layout = self.coordinates([s.name for s in self.latents])
         values = layout.constrain(self.center(layout))
         return {s.name: values[s.name] for s in self.latents}
@@ -275,12 +275,12 @@ class BoundProgram:
         return flat
 
     def rows_at(self, index: Tensor) -> Batch:
-        """Return some rows as a batch that stands for all of them.
+        """Return some rows as a batch that represents all of them.
 
         Parameters
         ----------
         index
-            Which rows, shape ``[batch]``; of a DataLoader's rows those at hand.
+            Indices of the rows, shape ``[batch]``; for a DataLoader, of the rows held.
         """
         if isinstance(self.source, StoredRows):
             rows = self.source.at(index)
@@ -290,7 +290,7 @@ class BoundProgram:
         return self.batch_of(rows, weights)
 
     def batches(self, batch_size: int, seed: int) -> Blocks:
-        """Return where batches of rows come from, shuffled by a seed."""
+        """Return the source of batches of rows, shuffled by a seed."""
         held = self.batch_arrays if self.source is None else {}
         return batches_of(
             self.source,
@@ -305,7 +305,7 @@ class BoundProgram:
     def batch_of(
         self, rows: Mapping[str, Tensor], weights: Tensor | None = None
     ) -> Batch:
-        """Return given rows as a batch that stands for all; all rows without any.
+        """Return given rows as a batch that represents all; all rows if none are given.
 
         Parameters
         ----------
@@ -327,10 +327,10 @@ class BoundProgram:
         values: Mapping[str, Tensor] | None = None,
         own: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return observed site -> its value, for the rows at hand or other ones.
+        """Return observed site -> its value, for the rows held or for other ones.
 
-        Where it depends on latents or own parameters, it does at those given by
-        `values` and `own`, else at where a search would begin.
+        A value that depends on latents or own parameters is computed at `values` and
+        `own` if given, otherwise at the start of a search.
         """
         parameters = own or {p.name: p.start for p in self.own_parameters}
         given = self.arguments.values if arguments is None else arguments
@@ -341,11 +341,11 @@ class BoundProgram:
         return {n: m["value"] for n, m in messages.items() if is_observation(m)}
 
     def observed_digest(self) -> str:
-        """Return a fingerprint of the observed values, to tell data apart."""
+        """Return a fingerprint of the observed values, to distinguish data."""
         digests: dict[str, Any] = {}
         for part in self.all_rows():
             values = self.observed_values(part.arguments) or {
-                # Of a factor it is not known which arguments it observes.
+                # It is not known which arguments a factor observes.
                 n: v
                 for n, v in part.arguments.items()
                 if torch.is_tensor(v)
@@ -356,7 +356,7 @@ class BoundProgram:
         return ".".join(digest.hexdigest() for digest in digests.values())
 
     def batch(self) -> Batch:
-        """Return the rows at hand as one batch: all of them, or what stands for them.
+        """Return the rows held as one batch: all rows, or those that represent them.
 
         See `source`.
         """
@@ -371,8 +371,8 @@ class BoundProgram:
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.
 
-        Its latents state their supports as ``probsl.program.supports`` knows them. Its
-        own parameters are at their starts, and its modules stay as they are.
+        Its latents state their supports as computed by ``probsl.program.supports``. Its
+        own parameters are at their start values, and its modules are unchanged.
         """
         hidden = list(self.sites_with_role(Role.ENUMERATED))
         own = {p.name: p.start for p in self.own_parameters}
@@ -393,7 +393,7 @@ class BoundProgram:
         own: Mapping[str, Tensor],
         arguments: Mapping[str, Any],
     ) -> Any:
-        """Call the program or a guide on the rows that its arguments say."""
+        """Call the program or a guide on the rows in its arguments."""
         if self.subsampling is None:
             return function(own, arguments)
         given = dict(arguments)
@@ -401,7 +401,7 @@ class BoundProgram:
             return function(own, given)
 
     def taking(self, index: Tensor | None = None) -> AbstractContextManager[None]:
-        """Let the data plate have certain entries for a block; all without `index`."""
+        """Give the data plate certain entries within a block; all without `index`."""
         if self.subsampling is None:
             return nullcontext()
         name = self.data_plate.name if self.data_plate else ""
@@ -409,10 +409,10 @@ class BoundProgram:
 
     @property
     def _priors(self) -> set[str]:
-        """Names of the sites whose log density is no part of the likelihood."""
+        """Names of the sites whose log density is not part of the likelihood."""
         return {s.name for s in self.sites if s.latent or s.scored}
 
     def _nesting(self) -> int:
-        """Return how many axes on the right plates and batch shapes take."""
+        """Return how many rightmost dimensions plates and batch shapes occupy."""
         axes = [-p.dim for s in self.sites for p in s.plates if p.dim is not None]
         return max([*axes, *(s.batch_axes for s in self.sites)], default=0)

@@ -1,4 +1,4 @@
-"""Named values as one flat unconstrained vector, and back."""
+"""Packs named values into one flat unconstrained vector, and unpacks them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """One named value in the flat vector.
+    """One named value of the flat vector.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Coordinates:
     Parameters
     ----------
     entries
-        What the vector holds, in order.
+        The contents of the vector, in order.
 
     Examples
     --------
@@ -84,7 +84,7 @@ class Coordinates:
         flat
             Unconstrained values, shape ``[size]``.
         weigh
-            From an entry's name and its log determinants to weighted ones.
+            Weighs an entry's log determinants, given its name and their values.
         """
         values, total = {}, flat.new_zeros(())
         for entry, part in self.split(flat):
@@ -103,7 +103,7 @@ class Coordinates:
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def labels(self) -> list[str]:
-        """Name each coordinate: ``"w[0]"``, or the value's name alone.
+        """Name each coordinate: ``"w[0]"``, or just the name of the value.
 
         Values whose coordinates are not their elements (a simplex, a Cholesky
         factor) are named as a whole.

@@ -1,4 +1,4 @@
-"""The plate whose elements are the rows of the data, and why there may be none."""
+"""Finds the plate whose entries are the rows of the data, or why there is none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ADD_A_PLATE = (
 
 
 def data_plate_of(messages: Mapping[str, Any]) -> Plate | None:
-    """Return the outermost plate, if all observed sites that are in plates share it.
+    """Return the outermost plate, if all observed sites in plates share it.
 
-    An observation outside every plate is a joint one, which is of no row. Factors
-    count where nothing is observed.
+    An observation outside every plate is a joint one, and belongs to no row. Factors
+    count if there are no observations.
     """
     plate = next(iter(_shared(messages).values()), None)
     if plate is None or plate.dim is None:
@@ -39,7 +39,7 @@ def data_plate_of(messages: Mapping[str, Any]) -> Plate | None:
 
 
 def _shared(messages: Mapping[str, Any]) -> dict[str, Plate]:
-    """Return the plates around every observed site in one, outermost first."""
+    """Return the plates that contain every plated observed site, outermost first."""
     observed = [m for m in messages.values() if is_observation(m)]
     factors = [m for m in messages.values() if is_factor(m)]
     stacks = [plates for m in observed or factors if (plates := plates_of(m))]
@@ -58,27 +58,27 @@ def plates_to_index(
     arguments: Arguments,
     rows: Sequence[str] | None,
 ) -> set[str]:
-    """Return the plates that draw a subsample of entries, to index all rows by them.
+    """Return the subsampling plates by which all rows are indexed.
 
-    A data plate may say instead that its arguments are some of its rows, as in
-    ``plate("data", size, subsample_size=len(x))``; then it is not among them.
+    A data plate may instead declare that the arguments are a subset of its rows, as in
+    ``plate("data", size, subsample_size=len(x))``; then it is not included.
 
     Parameters
     ----------
     messages
-        Of a run of the program.
+        Messages of a run of the program.
     asked
-        Plate -> how many entries it asked for, where it left to Pyro which.
+        Plate -> its subsample size, if it lets Pyro draw the subsample.
     arguments
         The program's arguments.
     rows
-        The user's own answer which of them have one entry per row, if given.
+        The names of the arguments with one entry per row, if the user gave them.
 
     Raises
     ------
     ValueError
-        If it is not clear which arguments are rows, or another plate than that of
-        the data is given its subsample.
+        If it is unclear which arguments are rows, or a plate other than the data
+        plate is given its subsample.
     """
     data = data_plate_of(messages)
     parts = {
@@ -89,8 +89,8 @@ def plates_to_index(
     }
     shared = set(_shared(messages))
     for plate in parts.values():
-        # The sum over all of a plate around each observation is that of its subsamples
-        # in expectation; of a plate of latents it is not.
+        # A subsampled sum is unbiased for a plate around all observations, but not
+        # for a plate of latents.
         indexed = plate.name in asked and plate.name in shared
         if not indexed and (data is None or plate.name != data.name):
             raise ValueError(
@@ -107,7 +107,7 @@ def plates_to_index(
 
 
 def _holds_rows(plate: Plate, arguments: Arguments, rows: Sequence[str] | None) -> bool:
-    """Whether a program's arguments are the entries that its data plate asks for."""
+    """Whether a program's arguments are the entries that its data plate draws."""
     lengths = arguments.lengths()
     if rows is not None and not isinstance(rows, str):
         lengths = {name: lengths[name] for name in rows if name in lengths}
@@ -126,7 +126,7 @@ def _holds_rows(plate: Plate, arguments: Arguments, rows: Sequence[str] | None) 
 
 
 def observed_elements(messages: Mapping[str, Any]) -> int:
-    """Return how many values are observed in all, at least 1."""
+    """Return the total number of observed values, at least 1."""
     observed = [m["value"] for m in messages.values() if is_observation(m)]
     return max(sum(int(value.numel()) for value in observed), 1)
 
@@ -134,7 +134,7 @@ def observed_elements(messages: Mapping[str, Any]) -> int:
 def refuse_other_plate(
     plate: Plate | None, source: AllRows, arguments: Arguments
 ) -> None:
-    """Refuse a data plate that is not as long as the rows at hand."""
+    """Refuse a data plate whose length is not the number of rows held."""
     held = arguments.lengths()[source.names[0]]
     if plate is not None and plate.dim is not None and plate.size != held:
         raise ValueError(
@@ -145,14 +145,14 @@ def refuse_other_plate(
 
 
 def why_no_rows(sites: Sequence[Site], plate: Plate | None) -> str:
-    """Say why a program has no rows, and what would give it some.
+    """Say why a program has no rows, and how to get some.
 
     Parameters
     ----------
     sites
         Its sites.
     plate
-        The plate that all observed sites share, if they do; it is sequential.
+        The plate shared by all observed sites, if any; it is sequential.
     """
     if plate is not None:
         return (

@@ -1,4 +1,4 @@
-"""The supports of latents, declared for Pyro's guides to find their coordinates."""
+"""Declares the supports of latents for Pyro's automatic guides."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["DeclaredSupports"]
 
 
 class DeclaredSupports(Messenger):
-    """Gives the latents of a program distributions that state their true support.
+    """Replaces latents' distributions by ones that state their true support.
 
-    Pyro's automatic guides take a latent's coordinates from what its distribution
-    states. That is too wide for a transformed distribution, and torch knows no
-    bijection for some supports.
+    Pyro's automatic guides derive a latent's coordinates from the support that its
+    distribution states. That is too wide for a transformed distribution, and torch has
+    no bijection for some supports.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -34,7 +34,7 @@ class DeclaredSupports(Messenger):
 
 
 def _misleads(fn: Any) -> bool:
-    """Whether a distribution states another support than it has, or none of use."""
+    """Whether the stated support of a distribution is wrong or unusable."""
     inner = unwrap(fn)
     if isinstance(inner, MixtureSameFamily):
         return True
@@ -51,7 +51,7 @@ def _misleads(fn: Any) -> bool:
 
 
 class _Declared(TorchDistribution):
-    """A distribution that states another support."""
+    """A distribution that states a different support."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
 

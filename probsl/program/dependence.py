@@ -1,4 +1,4 @@
-"""Which latents the distribution of a latent depends on."""
+"""Finds the latents on which the distribution of each latent depends."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dependence:
-    """Which latents a distribution depends on.
+    """The latents on which distributions depend.
 
     Attributes
     ----------
     parents
         Latent site -> the latents that its distribution depends on.
     written
-        Reparameterized site -> those that the distribution which the user gave it
-        depends on.
+        Reparameterized site -> the latents on which the user's original distribution
+        depends.
     """
 
     parents: dict[str, tuple[str, ...]]
@@ -43,8 +43,8 @@ def dependence_of(
 ) -> Dependence:
     """Find, for each latent, the latents on which its distribution depends.
 
-    Continuous parents are found by the existence of a derivative of the log
-    density; discrete ones, which have none, by changing their value.
+    Continuous parents are found by whether the log density has a derivative;
+    discrete ones, which have none, by changing their value.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def dependence_of(
 def _written_parents(
     traced: Mapping[str, Any], continuous: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, ...]]:
-    """Return what the distributions of sites depended on before they were changed."""
+    """Return the dependences of the distributions before reparameterization."""
     written = {m["written"] for m in traced.values() if m["written"] is not None}
     return {
         site.name: _reached(
@@ -113,7 +113,7 @@ def _written_parents(
 def _reached(
     density: Tensor, continuous: Mapping[str, Tensor], itself: str
 ) -> tuple[str, ...]:
-    """Return the latents of which a log density has a derivative."""
+    """Return the latents with respect to which a log density has a derivative."""
     others = [name for name in continuous if name != itself]
     if not density.requires_grad or not others:
         return ()
@@ -129,7 +129,7 @@ def _reached(
 def _refuse_detached(
     name: str, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
-    """Refuse a latent that moves another site's density without a derivative."""
+    """Refuse a latent that changes another site's density without a derivative."""
     for other, message in after.items():
         if other == name or is_deterministic(message):
             continue

@@ -1,4 +1,4 @@
-"""The one validated run of a program before a fit, and what it refuses."""
+"""The validated run of a program before a fit, and its refusals."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from probsl.program.sites import Site
     from probsl.program.stateless_callable import StatelessCallable
 
-# How far off a support is looked at again, in unconstrained space.
+# Distance, in unconstrained space, at which a support is evaluated again.
 _ELSEWHERE = 0.3
 _OF_SHAPES = re.compile(r"\b(shapes?|sizes?|bounds|dimensions?)\b", re.IGNORECASE)
 
 
 def check_program(program: Any) -> None:
-    """Refuse what is no program, before anything is asked of it.
+    """Refuse an object that is not a program, before it is called.
 
     Raises
     ------
     TypeError
-        Saying what it is instead.
+        Naming its type.
     """
     expected = "program must be a function or module with pyro.sample statements"
     if isinstance(program, type):
@@ -69,37 +69,37 @@ def dry_run(
     place: Place,
     held_out: bool = False,
 ) -> tuple[dict[str, Any], Subsampling, Place]:
-    """Run a program once with everything checked, and return its messages.
+    """Run a program once with all checks enabled, and return its messages.
 
     Parameters
     ----------
     functional
-        The program; its own parameters are noted in it.
+        The program; the run records its own parameters in it.
     arguments
-        What to call it with.
+        The arguments of the call.
     dtype
         The floating type to compute in.
     device
         The device to compute on.
     rows
-        The user's own answer which arguments have one entry per row, if given.
+        The names of the arguments with one entry per row, if the user gave them.
     place
-        Where the latents are; others are tried if the program cannot begin there.
+        The values of the latents; others are tried if the program fails there.
     held_out
-        Whether the data are only to be scored: observed values may then lie outside
-        of a support that moves.
+        Whether the data are only to be scored: observed values may then be outside
+        a support that depends on latents.
 
     Returns
     -------
     tuple
-        The message of every site, what plates have that would draw a subsample
-        by themselves, and where the program can begin.
+        The message of every site, the state of the plates that would draw a
+        subsample themselves, and a place where the program can be run.
 
     Raises
     ------
     ValueError
-        If the data cannot be those of this program, or the program cannot be
-        fitted. An error of the program's own is raised as it is, with notes.
+        If the data do not fit this program, or the program cannot be
+        fitted. An error raised by the program itself is kept, with notes added.
     """
     _refuse_batch_norm(functional)
 
@@ -114,7 +114,7 @@ def dry_run(
         return messages
 
     def moves_away(message: Any) -> bool:
-        """Whether the support of an observed site is another one elsewhere."""
+        """Whether the support of an observed site differs elsewhere."""
         own = {p.name: p.start + _ELSEWHERE for p in functional.own_parameters}
         with isolated(dtype, device=device), subsampling():
             other = visit(lambda: functional(own, arguments.values), jitter=_ELSEWHERE)
@@ -153,7 +153,7 @@ def dry_run(
 
 @contextmanager
 def blaming_batches(blame: bool) -> Iterator[None]:
-    """Say of a shape that does not fit that the program has run on some rows only.
+    """Add to a shape error that the program was run on only some rows.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def _refuse_shared_names(
 
 
 def _check_shape(message: Any) -> None:
-    """Refuse a value that is no array, or of another shape than its distribution."""
+    """Refuse a value that is not an array, or whose shape is not the distribution's."""
     name, fn, value = message["name"], message["fn"], message["value"]
     if not torch.is_tensor(value):
         raise TypeError(
@@ -235,9 +235,9 @@ def _check_shape(message: Any) -> None:
 
 
 def _takes_any_length(fn: Any, value: Any) -> bool:
-    """Whether a distribution is one of series of any length, as Pyro's `GaussianHMM`.
+    """Whether a distribution is over series of any length, as Pyro's `GaussianHMM`.
 
-    Its own check then lets values pass that are of another shape than its events.
+    Its own check then accepts values whose shape is not its event shape.
     """
     axes = value.dim() - len(fn.event_shape)
     if axes < 0 or value.shape[:axes] != fn.batch_shape:
@@ -250,9 +250,9 @@ def _takes_any_length(fn: Any, value: Any) -> bool:
 
 
 def _stands_for_all(message: Any) -> bool:
-    """Whether one distribution is that of several values, as Pyro has it.
+    """Whether Pyro broadcasts one distribution over several values here.
 
-    That is so in a plate without a size, and outside of all plates.
+    It does in a plate without a size, and outside all plates.
     """
     fn, value = message["fn"], message["value"]
     shape = value.shape[: value.dim() - len(fn.event_shape)]
@@ -274,7 +274,7 @@ def _stands_for_all(message: Any) -> bool:
 
 
 def _remedy(message: Any, expected: torch.Size) -> str:
-    """Say how an observed value and its distribution come to be of one shape."""
+    """Say how to make the shapes of an observed value and its distribution equal."""
     fn, shape = message["fn"], message["value"].shape
     plates = [p for p in plates_of(message) if p.dim is not None]
     if shape.numel() == expected.numel():
@@ -295,7 +295,7 @@ def _remedy(message: Any, expected: torch.Size) -> str:
 
 
 def _check_plates(message: Any) -> None:
-    """Refuse axes in no plate where others are in one; without any they are joint."""
+    """Refuse dimensions outside plates next to plated ones; all unplated are joint."""
     fn, declared = message["fn"], {p.dim for p in plates_of(message)} - {None}
     axes = range(-len(fn.batch_shape), 0)
     undeclared = [a for a in axes if a not in declared and fn.batch_shape[a] > 1]
@@ -322,7 +322,7 @@ def _check_support(message: Any, moves_away: Callable[[Any], bool]) -> None:
 
 
 def _outside_in_words(message: Any) -> str:
-    """Say how many values a site observes outside of its support, "" for none."""
+    """Say how many observed values of a site are outside its support, "" for none."""
     fn, value = message["fn"], message["value"]
     found = None if value.is_complex() else outside(message, value)
     count = 0 if found is None else int(found.sum())
@@ -338,7 +338,7 @@ def _outside_in_words(message: Any) -> str:
 
 
 def refuse_nothing_to_fit(sites: Sequence[Site], functional: StatelessCallable) -> None:
-    """Refuse a program with neither a latent nor a parameter of its own."""
+    """Refuse a program without latents and without parameters of its own."""
     if not any(s.latent for s in sites) and not functional.own_parameters:
         raise ValueError(
             "the program has no latent site and no parameter of its own, so there is "

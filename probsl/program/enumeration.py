@@ -1,4 +1,4 @@
-"""Summing discrete latents out of a log density, by Pyro's contraction."""
+"""Sums discrete latents out of a log density, by Pyro's tensor contraction."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
     from pyro.poutine.messenger import Messenger
 
-# What dividing by a plate's own scale may do to a scale.
+# Rounding error allowed when a scale is divided by that of a plate.
 _ROUNDING = 1e-6
 
 
 def trace_enumerated(
     run: Callable[[], Any], handler: Messenger, nesting: int
 ) -> poutine.Trace:
-    """Run a program with every annotated discrete latent at all of its values.
+    """Run a program with every annotated discrete latent enumerated.
 
     Parameters
     ----------
     run
         Calls the program.
     handler
-        Gives the continuous latents their values and notes log densities.
+        Gives the continuous latents their values and records log densities.
     nesting
-        How many axes on the right are taken by plates and batch shapes.
+        Number of rightmost dimensions used by plates and batch shapes.
 
     Returns
     -------
     pyro.poutine.Trace
-        Values of the enumerated sites have extra axes on the left.
+        Values of the enumerated sites have extra dimensions on the left.
     """
-    # The outermost handler finishes first, so the trace copies its notes.
+    # The outermost handler finishes first, so the trace copies its records.
     with (
         handler,
         poutine.trace() as tracer,
@@ -53,7 +53,7 @@ def trace_enumerated(
 
 
 def touches_enumerated(density: Tensor, nesting: int) -> bool:
-    """Return whether a site's log density varies with an enumerated latent."""
+    """Return whether a site's log density depends on an enumerated latent."""
     return density.dim() > nesting
 
 
@@ -92,18 +92,18 @@ def connected(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
 def of_one_scale(trace: poutine.Trace, sites: Iterable[Any]) -> list[list[Any]]:
     """Split sites into groups that can be summed out together.
 
-    Those of different `pyro.poutine.scale` cannot; see `refuse_scales`.
+    Sites with different `pyro.poutine.scale` cannot; see `refuse_scales`.
     """
     sites = list(sites)
     scales = [site["scale"] for site in sites]
-    # Of a tensor's value nothing can be asked while steps are compiled.
+    # A tensor's value must not be read while steps are compiled.
     if any(isinstance(s, Tensor) for s in scales) or len(set(scales)) > 1:
         return connected(trace, sites)
     return [sites] if sites else []
 
 
 def refuse_scales(trace: poutine.Trace, sites: Iterable[Any]) -> None:
-    """Refuse sites that share an enumerated latent and differ in their scale.
+    """Refuse sites that share an enumerated latent but differ in scale.
 
     Parameters
     ----------
@@ -113,8 +113,8 @@ def refuse_scales(trace: poutine.Trace, sites: Iterable[Any]) -> None:
     Raises
     ------
     ValueError
-        If they do, or a scale has several entries: no sum over the latent's values is
-        then that of a likelihood. Pyro refuses the same.
+        If they differ, or a scale has several entries: a sum over the latent's values
+        is then not a likelihood. Pyro refuses the same.
     """
     for group in of_one_scale(trace, sites):
         first = group[0]
@@ -150,17 +150,17 @@ def sum_out(
         Messages of the enumerated sites and of those that depend on them, with
         their ``unscaled_log_prob``.
     before
-        Weighs a site's log density before the sum, when weights belong there.
+        Weighs a site's log density before the sum, if weights apply there.
 
     Returns
     -------
     list of (Tensor, tuple of str)
-        Terms that add up to the log density, and the plate behind each axis.
+        Terms whose sum is the log density, and the plate of each dimension.
 
     Notes
     -----
     As in `pyro.infer.TraceEnum_ELBO`, an enumerated site is never masked, so that its
-    probabilities add up to one; what depends on it is. The scale is that of the sum.
+    probabilities add up to one; sites that depend on it are. The sum keeps their scale.
     Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
     """
     plates = {symbol: name for name, symbol in trace.plate_to_symbol.items()}

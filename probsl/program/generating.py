@@ -1,4 +1,4 @@
-"""Runs of a program that draw its sites again."""
+"""Runs a program forward and draws its sites."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Generating(Messenger):
-    """Runs a program forward with some latents given, and notes every site.
+    """Runs a program forward with some latents given, and records every site.
 
     Observed sites named in `anew` are drawn.
     """
@@ -52,10 +52,10 @@ class Generating(Messenger):
 
 
 class Drawing(Generating):
-    """Runs a program forward and draws some sites anew, observed or not.
+    """Runs a program forward and resamples some sites, observed or not.
 
-    A site without a sampler, such as one with an improper prior, keeps its observed
-    value or takes that of `instead`, and its name is added to `missing`.
+    A site that cannot be sampled, such as one with an improper prior, keeps its
+    observed value or uses that of `instead`, and its name is added to `missing`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Triangular and positive definite matrices in as many numbers as they have."""
+"""Minimal coordinates of triangular and of positive definite matrices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CholeskyFactor(Transform):
         return torch.Size((*shape[:-2], size * (size + 1) // 2))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log determinant of the derivative."""
+        """Return the log determinant of the Jacobian."""
         return x[..., : y.shape[-1]].sum(-1)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -71,13 +71,13 @@ class CholeskyFactor(Transform):
 class PositiveDefinite(CholeskyFactor):
     """From a vector to a positive definite matrix, by its Cholesky factor.
 
-    The determinant is that of the matrix's entries on and below the diagonal.
+    The Jacobian is that of the matrix's entries on and below the diagonal.
     """
 
     codomain = constraints.positive_definite
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log determinant of the derivative."""
+        """Return the log determinant of the Jacobian."""
         size = y.shape[-1]
         powers = torch.arange(size + 1, 1, -1, dtype=x.dtype, device=x.device)
         scaled = x[..., :size] * powers

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Unrolled(Messenger):
-    """Takes the sequential plates off the sites inside, each of which has its own name.
+    """Removes sequential plates from the sites inside, which have names of their own.
 
-    Pyro's automatic guides refuse them.
+    Pyro's automatic guides refuse sequential plates.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -35,8 +35,8 @@ class Unrolled(Messenger):
 class Plate:
     """A `pyro.plate` around a site; `dim` is None for a sequential one.
 
-    The sites in `joint` have one entry for all of its elements together, as may be in
-    a plate without a size of its own.
+    The sites in `joint` have one entry for all of its elements together, as is possible
+    in a plate without a size of its own.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Plate:
 
 
 class _Visit(Messenger):
-    """Gives every latent a feasible value and notes each sample statement.
+    """Gives every latent a feasible value and records each sample statement.
 
-    A prior draw would do worse: heavy tails overflow, flat priors cannot draw.
+    Prior draws would be worse: heavy tails overflow, improper priors cannot be drawn.
     """
 
     def __init__(self, place: Place, values: Mapping[str, Tensor]) -> None:
@@ -116,15 +116,15 @@ def visit(
     jitter
         Standard deviation of the latents in unconstrained space around the place.
     values
-        Latents to hold at given constrained values instead.
+        Latents to fix at given constrained values instead.
     place
-        Where the latents are; zero in unconstrained space by default.
+        The values of the latents; zero in unconstrained space by default.
 
     Raises
     ------
     ValueError
         If two sites share a name or a latent has no usable support. An error
-        of the program's own is raised as it is, with the site reached added.
+        raised by the program itself is kept, with the last site added.
     """
     at = replace(place or Place(), jitter=jitter)
     visiting = _Visit(at, values or {})
@@ -144,9 +144,9 @@ def visit(
 
 
 def _size_plates(messages: Collection[Any]) -> None:
-    """Give each plate without a size, -1 to Pyro, that of its axis.
+    """Set the size of each plate without one (-1 in Pyro) to that of its dimension.
 
-    Sites with one entry along it do not say how long it is.
+    Sites with one entry along it do not determine its size.
     """
     sizes: dict[str, int] = {}
     for message in messages:
@@ -166,7 +166,7 @@ def _size_plates(messages: Collection[Any]) -> None:
 
 
 def axis_size(message: Any, dim: int) -> int:
-    """Return how many entries a site has along an axis, counted from the right."""
+    """Return a site's size along a dimension, counted from the right."""
     shapes: list[torch.Size] = [message["fn"].batch_shape]
     if torch.is_tensor(message["value"]):
         axes = message["value"].dim() - len(message["fn"].event_shape)
@@ -175,7 +175,7 @@ def axis_size(message: Any, dim: int) -> int:
 
 
 def batch_axes_of(message: Any) -> int:
-    """Return how many axes the log density of a site's value has."""
+    """Return the number of dimensions of a site's log density."""
     fn = message["fn"]
     axes: int = message["value"].dim() - len(fn.event_shape)
     return max(len(fn.batch_shape), axes)
@@ -202,8 +202,8 @@ def is_deterministic(message: Any) -> bool:
 def is_computed(message: Any) -> bool:
     """Return whether a message reports a value that the program has computed.
 
-    That is a `pyro.deterministic` statement, or what a reparameterization leaves of the
-    site that the user wrote: a Delta at the very tensor that it observes.
+    That is a `pyro.deterministic` statement, or the site that a reparameterization
+    replaced: a Delta at the very tensor that it observes.
     """
     if is_deterministic(message):
         return True
@@ -218,20 +218,20 @@ def is_factor(message: Any) -> bool:
 
 
 def is_observation(message: Any) -> bool:
-    """Return whether a message is an observed site in the statistician's sense."""
+    """Return whether a message is an observed site in the statistical sense."""
     return (
         message["is_observed"] and not is_computed(message) and not is_factor(message)
     )
 
 
 def is_continuous(fn: Any) -> bool:
-    """Return whether a distribution is one of continuous values."""
+    """Return whether a distribution is continuous."""
     support = support_of(fn)
     return support is None or not support.is_discrete
 
 
 def scored_value(message: Any) -> Tensor:
-    """Return a site's value as its distribution can score it: 0 and 1 as floats."""
+    """Return a site's value in the type that its distribution scores: 0/1 as floats."""
     value: Tensor = message["value"]
     support = core(support_of(message["fn"]))
     truth = value.dtype is torch.bool or isinstance(support, type(constraints.boolean))
@@ -245,7 +245,7 @@ def log_density(message: Any) -> Tensor:
 
 
 def refuse_unannotated(messages: Mapping[str, Any]) -> None:
-    """Refuse discrete latents that the program does not ask to sum out."""
+    """Refuse discrete latents that are not annotated for enumeration."""
     for name, message in messages.items():
         if message["is_observed"] or is_continuous(message["fn"]):
             continue
@@ -256,7 +256,7 @@ def refuse_unannotated(messages: Mapping[str, Any]) -> None:
                 'it; annotate it with infer={"enumerate": "parallel"}, or decorate '
                 "the program with pyro.infer.config_enumerate, to sum it out"
             )
-        # Pyro draws these at random.
+        # Pyro samples these.
         if infer["enumerate"] != "parallel" or infer.get("num_samples") is not None:
             given = {n: infer[n] for n in ("enumerate", "num_samples") if n in infer}
             raise ValueError(

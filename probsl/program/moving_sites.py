@@ -1,4 +1,4 @@
-"""Which observed sites have a support that moves, and with which latents."""
+"""Finds the observed sites whose support depends on latents or own parameters."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def moving_sites(
     second: Mapping[str, Any],
     bounded: Sequence[str],
 ) -> dict[str, tuple[str, ...]]:
-    """Return, for each observed site whose support moves, what it moves with.
+    """Return, for each observed site with a moving support, the names it depends on.
 
-    A support moves if its ends, or the value observed in it, differ between two runs.
+    A support moves if its bounds, or the value observed in it, differ between two runs.
 
     Parameters
     ----------
@@ -41,12 +41,12 @@ def moving_sites(
     messages, second
         The messages of two runs, at different values of the latents.
     bounded
-        The observed sites that must not have all values.
+        The observed sites that do not allow all values.
 
     Returns
     -------
     dict
-        Site -> latents and own parameters; none if there are no slopes to find them.
+        Site -> latents and own parameters; empty without gradients to find them.
     """
     if not bounded:
         return {}

@@ -1,4 +1,4 @@
-"""Observed values and the supports they must lie in, which may move with latents."""
+"""Checks observed values against their supports, which may depend on latents."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ __all__ = [
 
 
 def outside(message: Any, value: Tensor) -> Tensor | None:
-    """Return which observed values lie outside of their support; None: not asked.
+    """Return which observed values are outside their support; None if not checked.
 
-    What the program masks, or does not want to be checked, is not asked.
+    Sites that the program masks, or does not validate, are not checked.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ def outside(message: Any, value: Tensor) -> Tensor | None:
 
 
 def on_edge(message: Any) -> Tensor:
-    """Return which observed values are at an end of their support."""
+    """Return which observed values are at a boundary of their support."""
     value, support = message["value"], support_of(message["fn"])
     ends = None if support is None else ends_of(core(support))
     if ends is not None:
         at_end = (value == ends[0]) | (value == ends[1])
     else:
-        at_end = value == 0.0  # the edge of a simplex
+        at_end = value == 0.0  # the boundary of a simplex
     axes = value.dim() - (0 if support is None else support.event_dim)
     found: Tensor = at_end.flatten(axes).any(-1) if at_end.dim() > axes else at_end
     return found
@@ -77,10 +77,10 @@ def moves(one: Any, other: Any) -> bool:
 
 
 def is_bounded(message: Any) -> bool:
-    """Return whether there are values that an observed site must not have.
+    """Return whether an observed site does not allow all values.
 
-    The message must be of a run in which distributions check themselves: a distribution
-    that was expanded in another one does not tell whether the user switched that off.
+    The message must be of a run with validation: a distribution that was expanded
+    without it does not show whether the user switched it off.
     """
     fn = message["fn"]
     support = support_of(fn)
@@ -90,7 +90,7 @@ def is_bounded(message: Any) -> bool:
 
 
 def movers(message: Any, leaves: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the tensors that an observed site's support moves with.
+    """Return the names of the tensors that an observed site's support depends on.
 
     Parameters
     ----------
@@ -112,9 +112,9 @@ def movers(message: Any, leaves: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def log_prob_within(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return a distribution's log density, minus infinity outside of its support.
+    """Return a distribution's log density, minus infinity outside its support.
 
-    Slopes stay numbers there: the density is taken at a value inside instead.
+    Gradients stay finite there: the density is evaluated at a value inside instead.
     """
     if isinstance(fn, MaskedDistribution):
         density = log_prob_within(fn.base_dist, value)
@@ -135,16 +135,16 @@ def log_prob_within(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class Edge:
-    """How far observed values are from an edge of their support that moves.
+    """The distances of observed values from a moving boundary of their support.
 
     Attributes
     ----------
     site
         The observed site.
     distance
-        From each value that counts to the edge, positive inside [k].
+        From each value that counts to the boundary, positive inside [k].
     unit
-        The last place of the largest value [k].
+        The floating-point spacing at the largest value [k].
     """
 
     site: str
@@ -152,12 +152,12 @@ class Edge:
     unit: Tensor
 
     def places(self) -> Tensor:
-        """Return the distances in units of the last place of the values."""
+        """Return the distances in units of the floating-point spacing of the values."""
         return self.distance / self.unit
 
 
 def edges(message: Any, value: Tensor, counts: Tensor | None) -> Iterator[Edge]:
-    """Yield the moving edges of an observed site's support.
+    """Yield the moving boundaries of an observed site's support.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def _masks(message: Any) -> Iterator[Tensor]:
 
 
 def _middle(lower: Any, upper: Any) -> Any:
-    """Return a value between two ends, held constant."""
+    """Return a value between two bounds, detached."""
     lower, upper = (t.detach() if torch.is_tensor(t) else t for t in (lower, upper))
     if not torch.is_tensor(upper) and upper == math.inf:
         return lower + 1.0

@@ -1,4 +1,4 @@
-"""Statements of parameters: `pyro.param` and `pyro.module`, noted and answered."""
+"""Records and answers parameter statements: `pyro.param` and `pyro.module`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # `pyro.module` names its parameters "net$$$0.weight".
 _MODULE_DIVIDER = "$$$"
-# The functions of tensors that fill them with random numbers.
+# Torch functions that fill tensors with random numbers.
 _FILLING = {
     "bernoulli_",
     "cauchy_",
@@ -32,7 +32,7 @@ _FILLING = {
 
 
 class Statement:
-    """A parameter that a run has stated.
+    """A parameter that a run has declared.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Statement:
     transform
         From the unconstrained to the constrained value.
     given
-        The very tensor that the statement was given, if any.
+        The very tensor passed to the statement, if any.
     """
 
     def __init__(self, message: Any) -> None:
@@ -56,12 +56,12 @@ class Statement:
 
 
 class Noted(Messenger):
-    """Notes the statements of a run.
+    """Records the statements of a run.
 
     Parameters
     ----------
     known
-        Name -> value of the parameters that another callable has stated, for
+        Name -> value of the parameters that another callable has declared, for
         statements without a value of their own.
 
     Attributes
@@ -81,16 +81,16 @@ class Noted(Messenger):
             msg["done"] = True
 
     def _pyro_post_param(self, msg: Any) -> None:
-        # PyroModules announce their parameters by a statement of another function.
+        # PyroModules announce their parameters by statements of another function.
         if not _is_statement(msg):
             return
-        # A start that was made outside the program may be on another device.
+        # A start value made outside the program may be on another device.
         msg["value"] = msg["value"].to(torch.get_default_device())
         self.found[msg["name"]] = Statement(msg)
 
 
 def of_module(name: str) -> bool:
-    """Return whether a statement is one of `pyro.module`."""
+    """Return whether a statement comes from `pyro.module`."""
     return _MODULE_DIVIDER in name
 
 
@@ -109,8 +109,8 @@ class Answered(Messenger):
     Parameters
     ----------
     values
-        Name -> constrained value. A parameter of a module that only `pyro.module`
-        has shown is put into the module, for the length of the run.
+        Name -> constrained value. A module's parameter that only `pyro.module`
+        has shown is put into the module during the run.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -146,9 +146,9 @@ class Answered(Messenger):
 
 
 def _stated_module() -> nn.Module | None:
-    """Return the module of the `pyro.module` statement under way.
+    """Return the module of the current `pyro.module` statement.
 
-    Its messages bear the parameters only, one by one.
+    Its messages carry only the parameters, one by one.
     """
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
@@ -159,12 +159,12 @@ def _stated_module() -> nn.Module | None:
 
 
 class Swapped(TorchFunctionMode):
-    """Lets torch compute with other tensors in the place of some parameters.
+    """Substitutes other tensors for some parameters in torch functions.
 
     Parameters
     ----------
     tensors
-        Identity of a parameter -> what stands for it.
+        Identity of a parameter -> its substitute.
     """
 
     def __init__(self, tensors: Mapping[int, Tensor]) -> None:
@@ -174,7 +174,7 @@ class Swapped(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call a function of torch with the other tensors."""
+        """Call a torch function with the substitutes."""
         given = {n: self._swapped(v) for n, v in (kwargs or {}).items()}
         return func(*map(self._swapped, args), **given)
 
@@ -185,14 +185,14 @@ class Swapped(TorchFunctionMode):
 
 
 class Initialized(TorchFunctionMode):
-    """Notes which parameters a run fills with random numbers.
+    """Records which parameters a run fills with random numbers.
 
     Parameters
     ----------
     skip
         Whether to fill them with zeros instead. That is for modules that a run makes
-        and states, of which every parameter is answered with another value: their
-        numbers would only look like noise of the objective.
+        and declares, whose parameters are all answered with other values: their
+        random numbers would only look like noise of the objective.
     """
 
     def __init__(self, *, skip: bool) -> None:
@@ -203,7 +203,7 @@ class Initialized(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call a function of torch, or leave an initialization out."""
+        """Call a torch function, or skip an initialization."""
         kwargs = kwargs or {}
         fills = getattr(func, "__module__", "") == nn.init.__name__
         if fills or getattr(func, "__name__", "") in _FILLING:
@@ -218,7 +218,7 @@ class Initialized(TorchFunctionMode):
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Silence what `pyro.module` says of tensors that stand for parameters."""
+    """Silence the warnings of `pyro.module` about tensors in place of parameters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not registered in the param store")
         yield

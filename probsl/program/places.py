@@ -1,4 +1,4 @@
-"""Where the latents are while a program runs, and what is tried until it can run."""
+"""Values of the latents at which a program is run, and alternatives if it fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "start_value",
 ]
 
-# As Stan does: so many points, uniform to both sides of zero in unconstrained space.
+# As in Stan: up to this many points, uniform around zero in unconstrained space.
 _POINTS, _WIDTH = 100, 2.0
 _PRIOR_DRAWS = 20
 _REPEATS = 10
@@ -40,7 +40,7 @@ _UNDEFINED = re.compile(r"^(\w+) is not defined when (.*)$")
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where the latents are in a run of a program.
+    """The values of the latents in a run of a program.
 
     Attributes
     ----------
@@ -52,11 +52,11 @@ class Place:
     jitter
         Standard deviation of the other values in unconstrained space.
     width
-        Half the width of a uniform distribution that they have instead.
+        Half-width of a uniform distribution that is used instead.
     prior
         Whether the other values are drawn from the program instead.
     seed
-        Seed of all that is drawn.
+        Seed of all draws.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Place:
 
 
 class GivenParameters(Messenger):
-    """Lets the `pyro.param` statements of a first run begin at given values.
+    """Sets the start values of `pyro.param` statements in a first run.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class GivenParameters(Messenger):
 
 
 def others(place: Place) -> Iterator[Place]:
-    """Yield the places that are tried after one where a program cannot begin."""
+    """Yield the alternatives to a place where a program cannot be run."""
     for seed in range(_POINTS):
         yield replace(place, around={}, width=_WIDTH, seed=seed)
     for seed in range(_PRIOR_DRAWS):
@@ -126,34 +126,34 @@ def first_place(
     place: Place,
     doubt: Callable[[dict[str, Any]], str],
 ) -> tuple[dict[str, Any], Place]:
-    """Run a program where it can be run, the given place first.
+    """Run a program at the first place that works, the given one first.
 
     Parameters
     ----------
     run
         Runs the program at a place, and returns the message of every site.
     place
-        Where to begin: zero in unconstrained space, but for given values.
+        The first candidate: zero in unconstrained space, except for given values.
     doubt
-        From the messages to why a fit cannot begin there, in a clause; else "".
+        From the messages to why a fit cannot start there, as a clause; else "".
 
     Returns
     -------
     tuple
-        The messages, and the place around which all else is to be.
+        The messages, and the place to use from then on.
 
     Raises
     ------
     ValueError
-        If no place was found; it names those that were tried. An error that the
-        place is not to blame for is raised as it is.
+        If no place works; it names those that were tried. An error that does not
+        depend on the place is raised unchanged.
     """
     reason, errors = "", list[Exception]()
     for index, tried in enumerate([place, *others(place)]):
         try:
             messages = run(tried)
         except (ValueError, ArithmeticError, RuntimeError) as error:
-            if tried.prior:  # some priors cannot be drawn from
+            if tried.prior:  # some priors cannot be sampled
                 continue
             errors.append(error)
             if not _blames_values(error):
@@ -179,18 +179,18 @@ def first_place(
 def start_value(
     name: str, value: Any, shape: torch.Size, support: Any, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return a start value as a tensor, and in unconstrained space.
+    """Return a start value as a tensor, and its unconstrained value.
 
     Parameters
     ----------
     name
         The latent.
     value
-        What the user gave.
+        The value that the user gave.
     shape, support
         Of the latent.
     like
-        A tensor of the dtype and on the device that the value is to have.
+        A tensor with the dtype and device that the value is to have.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def _unconstrained(messages: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _blames_values(error: Exception) -> bool:
-    """Whether an error may come from where the latents are, not from the program."""
+    """Whether an error may come from the values of the latents, not the program."""
     if isinstance(error, ArithmeticError | torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return True
     text = str(error)
@@ -256,7 +256,7 @@ def _blames_values(error: Exception) -> bool:
 
 
 def _repeats(errors: Sequence[Exception]) -> bool:
-    """Whether a program fails in one and the same way, wherever the latents are."""
+    """Whether a program fails in the same way at all values of the latents."""
     texts = {_core_of(str(error)) for error in errors}
     return len(errors) >= _REPEATS and len(texts) == 1 and "nan" not in texts.pop()
 
@@ -270,7 +270,7 @@ def _core_of(text: str) -> str:
 
 
 def _as_clause(error: Exception) -> str:
-    """Say what was wrong in a run that an error ended."""
+    """Describe the error of a run as a clause."""
     text = str(error)
     invalid = _INVALID.search(text)
     if invalid:

@@ -1,4 +1,4 @@
-"""A program bound to data, and the density that makes of it."""
+"""A program bound to data, and its log density."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Problem(BoundProgram):
         place: Place | None = None,
         held_out: bool = False,
     ) -> Problem:
-        """Bind a program to data and take the inventory of its sites.
+        """Bind a program to data and collect its sites.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class Problem(BoundProgram):
         data
             Its arguments, see `probsl.fit`.
         rows
-            Names of the arguments with one entry per row, where shapes do not say.
+            Names of the arguments with one entry per row, if shapes do not show it.
         weights
             One weight per row.
         dtype
@@ -95,23 +95,23 @@ class Problem(BoundProgram):
         labels
             Name -> the categories behind the codes of an argument, if known.
         batch_size
-            Rows per step, if they are to come in batches: many rows then stay where
-            they are, and the program is only run on some of them.
+            Rows per step, if they are to come in batches: large data are then not
+            moved, and the program is run on only some rows.
         total
-            The number of rows, where a DataLoader cannot tell.
+            The number of rows, if a DataLoader does not know it.
         device
             The device to compute on; None takes the program's or the data's.
         place
-            Where the latents are in the first run; others are tried if the program
-            cannot begin there.
+            The values of the latents in the first run; others are tried if the program
+            fails there.
         held_out
-            Whether the data are only to be scored: they may then lie outside of a
-            support that moves.
+            Whether the data are only to be scored: they may then be outside a
+            support that depends on latents.
 
         Raises
         ------
         ValueError, TypeError
-            If the data or the program cannot be fitted; the sentence names the
+            If the data or the program cannot be fitted; the message names the
             site, the argument or the row.
         """
         check_program(program)
@@ -185,7 +185,7 @@ class Problem(BoundProgram):
     def with_data(self, data: Any) -> Problem:
         """Return the same program bound to other data, the rows unweighted.
 
-        Constants may be left out, and categories are coded as they were.
+        Constants may be omitted, and categories keep their codes.
         """
         given = {**self.constants(), **by_name(self.program.function, data)}
         refuse_unequal_rows(self.rows, given)
@@ -201,12 +201,12 @@ class Problem(BoundProgram):
         )
 
     def with_all_rows(self) -> Problem:
-        """Return the problem with all its rows at hand.
+        """Return the problem with all its rows loaded.
 
         Raises
         ------
         ValueError
-            If they are in a DataLoader, or too many for what is computed of each.
+            If they are in a DataLoader, or too many for results per row.
         """
         if self.source is None:
             return self
@@ -233,7 +233,7 @@ class Problem(BoundProgram):
         )
 
     def reweighted(self, weights: Any) -> Problem:
-        """Return the same problem with other row weights, None for ones."""
+        """Return the same problem with other row weights, None for weights of 1."""
         if weights is not None and isinstance(self.source, StreamedRows):
             raise ValueError(
                 "weights cannot be matched to the rows of a DataLoader, which come in "
@@ -247,9 +247,9 @@ class Problem(BoundProgram):
         )
 
     def varying_with_discrete(self) -> set[str]:
-        """Return the names of the deterministics that vary with a discrete latent.
+        """Return the names of the deterministics that depend on a discrete latent.
 
-        As that is summed out, they have a distribution given the other latents.
+        Because it is summed out, they have a distribution given the other latents.
         """
         if not self.sites_with_role(Role.ENUMERATED):
             return set()
@@ -282,7 +282,7 @@ class Problem(BoundProgram):
             The rows; all of them by default.
         prior_weights
             Site -> factor of its log density, 1 where absent; 0 drops the prior, a
-            scalar tensor multiplies it whatever it is.
+            scalar tensor multiplies it whatever its value.
         """
         weights = prior_weights or {}
         terms = self.terms(values, own, batch or self.batch(), _dropped(weights))
@@ -314,7 +314,7 @@ class Problem(BoundProgram):
         together: dict[str, tuple[Tensor, int | None]] = {}
         for part in self.all_rows():
             for name, (term, axis) in self.terms(values, own, part, skip).items():
-                # What is not of the rows is in every part, and counts once.
+                # Terms outside the rows are in every part, and count once.
                 before = (
                     together[name][0] if axis is not None and name in together else 0
                 )
@@ -341,7 +341,7 @@ class Problem(BoundProgram):
         Returns
         -------
         dict
-            Site -> (log density, the plate behind each axis or None). Sites joined
+            Site -> (log density, the plate of each dimension or None). Sites joined
             by discrete latents have one term, see `probsl.program.scoring.named_terms`.
         """
         enumerated = self.sites_with_role(Role.ENUMERATED)
@@ -394,7 +394,7 @@ class Problem(BoundProgram):
     def edges(
         self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
     ) -> list[Edge]:
-        """Return the edges of observed supports that move with the given values.
+        """Return the moving boundaries of observed supports at the given values.
 
         Parameters
         ----------
@@ -417,7 +417,7 @@ class Problem(BoundProgram):
         return [e for m in messages for e in edges(m, scored_value(m), counts)]
 
 
-# Above so many rows nothing is computed that holds every row.
+# Above this many rows, no results per row are computed.
 _MANY_ROWS = 1_000_000
 
 
@@ -428,7 +428,7 @@ def _row_scale(plate: Plate | None, size: int) -> float:
 
 
 def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:
-    # A tensor is one of many weights under `vmap`, of which nothing can be asked.
+    # A tensor is one of many weights under `vmap`, whose value cannot be read.
     return {
         name
         for name, weight in prior_weights.items()

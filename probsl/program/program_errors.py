@@ -1,4 +1,4 @@
-"""What the error of a program may mean: notes on it, or the sentence it stands for."""
+"""Explains the errors of a program: adds notes, or replaces them by a clearer one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None:
-    """Add to a program's error what it was called with, and what may mend it.
+    """Add to a program's error the arguments of the call and possible remedies.
 
     Parameters
     ----------
     error
-        What the program or the guide raised.
+        The error that the program or the guide raised.
     arguments
-        What it was called with.
+        The arguments of the call.
     dtype
         The floating type of the fit.
     """
     if not getattr(error, "__notes__", None):
-        return  # a refusal, which says all
+        return  # a refusal, which is complete
     called = [
         f"{name} of shape {tuple(value.shape)}"
         if torch.is_tensor(value)
@@ -66,7 +66,7 @@ def _note_whole_floats(error: Exception, arrays: Mapping[str, Tensor]) -> None:
 def _note_types(
     error: Exception, arrays: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Say in which floating type the fit computes, and how to keep to it."""
+    """Say in which floating type the fit computes, and how to match it."""
     integers = [n for n, v in arrays.items() if not v.is_floating_point()]
     stay = f"; integers stay what they are ({', '.join(integers)})"
     error.add_note(
@@ -81,24 +81,24 @@ def refuse_unequal_lengths(
     arguments: Arguments,
     error: Exception,
 ) -> None:
-    """Say that arguments are of unequal length, where that is what is wrong.
+    """Say that arguments are of unequal length, if that is the cause.
 
-    It is, if the program runs once the shorter ones are as long as the others.
-    Arrays with one entry per group may well be shorter, so lengths do not tell.
+    It is if the program runs once the shorter ones are as long as the others.
+    Arrays with one entry per group may well be shorter, so lengths alone do not decide.
 
     Parameters
     ----------
     rehearse
         Runs the program with given arguments.
     arguments
-        What it was called with.
+        The arguments of the call.
     error
-        What it raised.
+        The error that it raised.
 
     Raises
     ------
     ValueError
-        If it is; else nothing happens.
+        If it is the cause; otherwise nothing happens.
     """
     if isinstance(error, IndexError) and "out of bounds" in str(error):
         return
@@ -118,7 +118,7 @@ def refuse_unequal_lengths(
             ]
         try:
             rehearse(values)
-        except Exception:  # the lengths were not what was wrong
+        except Exception:  # the lengths were not the cause
             continue
         named = {n: s for n, s in lengths.items() if n in short or s == target}
         raise ValueError(

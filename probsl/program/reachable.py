@@ -1,4 +1,4 @@
-"""The modules and parameters that a callable holds, closes over or reads."""
+"""Finds the modules and parameters that a callable holds, closes over or reads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What the callable itself is called among what it holds.
+# The name of the callable itself among the objects it holds.
 SELF = "callable_"
 # Longer lists are data.
 _LONGEST = 10_000
 
 
 def reachable(function: Any) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-    """Yield the name of each distinct module or bare parameter that is used, and it.
+    """Yield the name and object of each distinct module or bare parameter in use.
 
-    Looked through are arguments of partials, defaults, variables of enclosing
-    functions and of the function's own file, attributes of objects, lists and dicts.
-    The inside of a module is its own affair.
+    The search covers arguments of partials, defaults, closures, globals of the
+    function's own file, attributes of objects, lists and dicts.
+    It does not look inside modules.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def _items(
 
 
 def _held_by(value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield (name, value, whether to look inside) for what a callable holds."""
+    """Yield (name, value, whether to look inside) for objects that a callable holds."""
     if isinstance(value, functools.partial):
         yield "function", value.func, True
         for index, argument in enumerate(value.args):
@@ -83,7 +83,7 @@ def _held_by(value: Any) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _variables(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
-    """Yield what a function and those inside it read from outside."""
+    """Yield the outer variables that a function and its inner functions read."""
     code = function.__code__
     defaults = function.__defaults__ or ()
     last = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
@@ -92,12 +92,12 @@ def _variables(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents, True
-        except ValueError:  # a variable that is not set yet
+        except ValueError:  # a variable that is not assigned yet
             continue
     for name in dict.fromkeys(_global_names(code)):
         if name in function.__globals__:
             held = function.__globals__[name]
-            # Library functions hold no parameters of the program's.
+            # Library functions do not hold parameters of the program.
             yield name, held, getattr(held, "__module__", None) == function.__module__
 
 

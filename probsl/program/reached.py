@@ -1,4 +1,4 @@
-"""The own parameters of which a run makes something."""
+"""Finds the own parameters that a run uses."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def leave_out_unreached(
     functional: StatelessCallable,
     runs: Iterable[Callable[[Mapping[str, Tensor]], Iterable[Tensor]]],
 ) -> None:
-    """Keep those own parameters on which some results have a derivative.
+    """Keep only the own parameters with respect to which a result has a derivative.
 
-    That it exists is asked and not what it is: at zero, where a search may start, a
-    layer behind another has none but zero.
+    Only its existence is tested, not its value: at zero, where a search may start, the
+    derivative of a layer behind another one is zero.
 
     Parameters
     ----------
     functional
         A program or a guide.
     runs
-        Each calls it with the own parameters that it is given, and returns log
+        Each calls it with the given own parameters, and returns log
         densities and values.
     """
     if not functional.own_parameters:
@@ -65,7 +65,7 @@ def leave_out_unreached(
 def runs_of(
     functional: StatelessCallable, arguments: Mapping[str, Any], place: Place
 ) -> Iterator[Callable[[Mapping[str, Tensor]], Iterator[Tensor]]]:
-    """Yield runs of a program that return its log densities and what it reports."""
+    """Yield runs of a program that return its log densities and computed values."""
 
     def run(own: Mapping[str, Tensor], jitter: float) -> Iterator[Tensor]:
         call = partial(functional, own, arguments)
@@ -86,7 +86,7 @@ def reached_sites(
     plate: Plate | None,
     place: Place,
 ) -> tuple[Site, ...]:
-    """Return the sites, and leave out own parameters that the program never reaches."""
+    """Return the sites, and leave out own parameters that the program never uses."""
     observed = {n: m for n, m in messages.items() if is_observation(m)}
     sites = inventory(
         lambda own: functional(own, arguments.values),

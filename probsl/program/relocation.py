@@ -1,4 +1,4 @@
-"""Distributions on the device of a fit, wherever a program has made them."""
+"""Moves distributions to the device of a fit, wherever they were made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ExpTransform
 
-# Torch keeps the name of this class to itself.
+# Torch does not export this class.
 _InverseTransform = type(ExpTransform().inv)
 _Parts = Distribution | Transform | Constraint
 
@@ -23,9 +23,9 @@ def relocated(value: Any, device: torch.device) -> Any:
     Parameters
     ----------
     value
-        A distribution; or a part of one: a tensor, a transform, a constraint, several.
+        A distribution or a part of one: a tensor, transform, constraint, or several.
     device
-        Where its tensors shall be.
+        The target device.
 
     Examples
     --------
@@ -44,37 +44,37 @@ def relocated(value: Any, device: torch.device) -> Any:
         same = all(a is b for a, b in zip(items, value, strict=True))
         return value if same else type(value)(items)
     if not isinstance(value, _Parts) or isinstance(value, nn.Module):
-        return value  # of modules the parameters are replaced, with all others
+        return value  # the parameters of modules are replaced with all others
     parts = _parts_of(value)
     moved = {name: relocated(part, device) for name, part in parts.items()}
     if all(moved[name] is part for name, part in parts.items()):
         return value
     result = copy.copy(value)
     if isinstance(value, Transform):
-        # What it remembers belongs to the one that it was copied from.
+        # Its caches belong to the original.
         vars(result).update(_inv=None, _cached_x_y=(None, None))
     vars(result).update(moved)
     return result
 
 
 def _parts_of(value: _Parts) -> dict[str, Any]:
-    """Return what a distribution, or a part of one, is made of."""
+    """Return the attributes that make up a distribution, or a part of one."""
     remembered = {"_cached_x_y"}
     if isinstance(value, Transform) and not isinstance(value, _InverseTransform):
-        remembered.add("_inv")  # of an inverse it is what is inverted
+        remembered.add("_inv")  # for an inverse, it is the inverted transform
     return {n: part for n, part in vars(value).items() if n not in remembered}
 
 
 class Relocation(Messenger):
     """Moves the distribution of every site to the device of the fit.
 
-    Torch makes tensors there by default, but priors made before, as those that a module
-    holds, are where they were made.
+    Torch makes new tensors there by default, but earlier priors, such as those of a
+    module, stay on the device on which they were made.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Site -> its distribution, the device, and what has become of it there.
+        # Site -> its distribution, the device, and the moved distribution.
         self._moved: dict[str, tuple[Any, torch.device, Any]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:

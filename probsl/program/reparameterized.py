@@ -1,4 +1,4 @@
-"""The sites that a reparameterization puts in the place of one that the user wrote."""
+"""Finds the user's original site behind a reparameterization."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Written:
     is_observed: bool
 
     def density(self, value: Tensor) -> Tensor:
-        """Return a number that depends on what the log density at `value` depends on.
+        """Return a number with the same dependences as the log density at `value`.
 
-        That is the log density itself, where the distribution knows it.
+        That is the log density itself, if the distribution has one.
         """
         try:
             density: Tensor = self.fn.log_prob(value.detach())
@@ -47,9 +47,9 @@ class Written:
 def written_site() -> Written | None:
     """Return the site that is being reparameterized, while its noise is sampled.
 
-    Pyro's reparameterizations sample auxiliary sites inside the handling of another
-    one, of which no handler around the program sees the distribution. The calls under
-    way are asked, the outermost first, since the noise may be reparameterized in turn.
+    Pyro's reparameterizations sample auxiliary sites while another one is handled,
+    whose distribution no handler around the program sees. The call stack is searched,
+    the outermost call first, because the noise may be reparameterized in turn.
     """
     frame, found = sys._getframe(), None
     code = ReparamMessenger._pyro_sample.__code__

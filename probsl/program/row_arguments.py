@@ -1,4 +1,4 @@
-"""Which arguments have one entry per row, where their lengths do not say."""
+"""Finds the arguments with one entry per row, if their lengths do not decide it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probsl.program.messages import Plate
     from probsl.program.sites import Site
 
-# Of this many arguments every subset is tried.
+# Up to this many arguments, every subset is tried.
 _TRIED_ARGUMENTS = 4
 
 
@@ -29,7 +29,7 @@ def named_rows(
     sites: tuple[Site, ...],
     rows: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], str]:
-    """Return the arguments with one entry per row, and why that is not clear.
+    """Return the arguments with one entry per row, and why that is unclear.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def named_rows(
     Returns
     -------
     tuple
-        The names; and a sentence, empty if they are clear. If not, they are all that
-        may be rows.
+        The names; and a sentence, empty if they are clear. If not, they are all
+        candidates.
     """
     others = {p.name: p.size for site in sites for p in site.plates if p.dim}
     others.pop(plate.name, None)
@@ -65,16 +65,16 @@ def told_apart(
 ) -> tuple[str, ...] | None:
     """Find the arguments that grow with the data plate, and with no other plate.
 
-    Plates of one length are told apart by their names: a row is added to some
-    arguments, a copy of the first. They are the rows if the program then runs with
-    one entry more in the data plate, and everything else is as it was.
+    Plates of equal length are distinguished by their names: a copy of the first row is
+    appended to some arguments. They are the rows if the program then runs with
+    one more entry in the data plate and everything else unchanged.
 
     Parameters
     ----------
     run
         Calls the program with given arguments; in `probsl.isolation.calls.isolated`.
     arguments
-        What it was called with.
+        The arguments of the call.
     plate
         The data plate.
     sites
@@ -83,7 +83,7 @@ def told_apart(
     Returns
     -------
     tuple of str or None
-        Their names; None if no choice of arguments, or more than one, will do.
+        Their names; None if no choice of arguments, or more than one, works.
     """
     names = [n for n, size in arguments.lengths().items() if size == plate.size]
     if len(names) > _TRIED_ARGUMENTS:
@@ -105,7 +105,7 @@ def told_apart(
 def _is_one_row_more(
     messages: Mapping[str, Any], plate: Plate, sites: tuple[Site, ...]
 ) -> bool:
-    """Whether a run differs from that before by one entry of the data plate."""
+    """Whether a run has one more entry of the data plate, and no other change."""
     sizes = {each.name: each.size for site in sites for each in site.plates}
     sizes[plate.name] += 1
     for site in sites:

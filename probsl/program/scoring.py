@@ -36,7 +36,7 @@ from probsl.program.supports import unchecked
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-# What the discrete latents and the sites that depend on them add up to.
+# Name of the sum over discrete latents and the sites that depend on them.
 SUMMED_OUT = "summed out"
 
 
@@ -51,7 +51,7 @@ class Batch:
     weights
         One weight per row of this batch, shape ``[rows]``, or None for ones.
     scale
-        Rows in all over rows in this batch.
+        Total number of rows divided by the rows in this batch.
     """
 
     arguments: dict[str, Any]
@@ -66,9 +66,9 @@ class Batch:
     def weight(
         self, density: Tensor, axis: int, *, bounded: bool | None = False
     ) -> Tensor:
-        """Multiply a log density by the weights of the rows along one axis.
+        """Multiply a log density by the weights of the rows along one dimension.
 
-        Where it is `bounded`, rows of weight 0 may have a density of zero.
+        If it is `bounded`, rows of weight 0 may have a density of zero.
         """
         if self.weights is not None:
             behind = density.dim() - 1 - axis % density.dim()
@@ -80,7 +80,7 @@ class Batch:
 
 
 class Scoring(Messenger):
-    """Substitutes latents and notes the values and log densities of a run.
+    """Substitutes latents and records the values and log densities of a run.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ class Scoring(Messenger):
         Site -> value to give it.
     skip
         Sites whose log density is not wanted. A dropped prior is skipped and
-        not multiplied by zero, for 0 * -inf is NaN.
+        not multiplied by zero, because 0 * -inf is NaN.
     moving
-        Observed sites whose support moves; outside of it their density is zero.
+        Observed sites whose support moves; outside it their density is zero.
     discrete
-        Sites whose log density is that of a probability. Where rounding of large log
-        gamma functions makes it positive, it is zero.
+        Sites whose log density is a log probability. If rounding of large log
+        gamma functions makes it positive, it is set to zero.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Scoring(Messenger):
 
 
 def mean_scale(messages: Mapping[str, Any]) -> float:
-    """Return by what a program multiplies the log densities of its data, on average."""
+    """Return the average factor by which a program scales its data's log densities."""
     scales = [
         float(torch.as_tensor(_without_subsampling(m)).detach().double().abs().mean())
         for m in messages.values()
@@ -155,7 +155,7 @@ def mean_scale(messages: Mapping[str, Any]) -> float:
 def is_probability(msg: Any) -> bool:
     """Return whether a site's log density is that of an observed discrete value.
 
-    That of relaxed values is not, for which a program switches validation off.
+    Relaxed values, for which a program switches validation off, do not count.
     """
     return (
         is_observation(msg)
@@ -165,9 +165,9 @@ def is_probability(msg: Any) -> bool:
 
 
 def _without_subsampling(msg: Any) -> Any:
-    """Return a site's scale without that of plates which hold only some entries.
+    """Return a site's scale without that of plates that hold only some entries.
 
-    The batch has it.
+    The batch contains that factor.
     """
     scale = msg["scale"]
     for frame in msg["cond_indep_stack"]:
@@ -207,18 +207,18 @@ def site_terms(
     run
         Calls the program or guide.
     scoring
-        Gives the latents their values and notes the densities.
+        Gives the latents their values and records the densities.
     data_plate
         The plate whose elements are rows.
     batch
         Weights of the rows.
     nesting
-        Axes taken by plates, when discrete latents are to be summed out; else None.
+        Dimensions used by plates, if discrete latents are to be summed out; else None.
 
     Returns
     -------
     dict
-        Site -> (log density, its axis that runs over the rows or None).
+        Site -> (log density, its dimension that runs over the rows or None).
     """
     trace, together = _traced(run, scoring, nesting)
     apart = {site["name"] for site in together}
@@ -241,8 +241,8 @@ def named_terms(
     Returns
     -------
     dict
-        Site -> (log density, the plate behind each axis or None). Sites that share
-        discrete latents, which are summed out, have one term together, under their
+        Site -> (log density, the plate of each dimension or None). Sites that share
+        discrete latents, which are summed out, have one joint term, under their
         names joined by a plus; the names between the first and the last of more
         than two are left out.
     """
@@ -277,9 +277,9 @@ def _plate_names(msg: Any) -> tuple[str | None, ...]:
 def _traced(
     run: Callable[[], Any], scoring: Scoring, nesting: int | None
 ) -> tuple[Any, list[Any]]:
-    """Run a program; return its trace and the sites that discrete latents join.
+    """Run a program; return its trace and the sites joined by discrete latents.
 
-    Without discrete latents, which is where `nesting` is None, there is no trace.
+    Without discrete latents, that is if `nesting` is None, there is no trace.
     """
     if nesting is None:
         with scoring:
@@ -300,7 +300,7 @@ def weighted_terms(
     *,
     apart: Collection[str] = (),
 ) -> dict[str, tuple[Tensor, int | None]]:
-    """Return the weighted log density terms of a run that is over.
+    """Return the weighted log density terms of a finished run.
 
     Sites named in `apart` are left out. The result is that of `site_terms`.
     """
@@ -327,7 +327,7 @@ def _weighted(
 def _summed_terms(
     trace: Any, together: list[Any], data_plate: Plate | None, batch: Batch
 ) -> dict[str, tuple[Tensor, int | None]]:
-    """Sum out discrete latents, with the rows' weights where they belong.
+    """Sum out discrete latents, and apply the rows' weights at the right level.
 
     A discrete latent of one row is summed out before the row is weighted; one
     shared by all rows after it.

@@ -1,4 +1,4 @@
-"""The inventory of a program: its sites, their roles, and what cannot be fitted."""
+"""Collects the sites of a program and their roles, and refuses unsupported ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """What a site is to the methods: who drops its prior, who integrates it out."""
+    """The role of a site, which decides whether its prior is dropped or integrated."""
 
     PARAMETER = "parameter"
     RANDOM_EFFECT = "random effect"
@@ -45,7 +45,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One site of the program, as the dry run saw it.
+    """One site of the program, as found in the dry run.
 
     Attributes
     ----------
@@ -57,29 +57,29 @@ class Site:
         Shape of its value.
     support
         Constraint on its value; None for factors, deterministics, and distributions
-        that state none.
+        without a stated support.
     plates
         The plates around it, outermost first.
     parents
         Names of the latent sites on which its distribution depends.
     batch_axes
-        How many axes its log density has.
+        The number of dimensions of its log density.
     auxiliary
-        Whether it is the noise of a reparameterized site, of which the distribution
+        Whether it is the noise of a reparameterized site, whose distribution
         is part of the objective of every method.
     scored
-        Whether a computed value has a log density, as a reparameterization leaves it.
+        Whether a computed value has a log density, as left by a reparameterization.
     prior
         Whether its log density is, or is part of, the prior of a parameter.
     moving
-        Whether it is observed in a support that moves, or at a value that does.
+        Whether it is observed in a support, or at a value, that depends on latents.
     moved_by
-        Names of the latents and own parameters that it moves with, if they are known.
+        Names of the latents and own parameters on which it depends, if known.
     l1
         Location and scale, each of the value's shape, when its prior is a
         Laplace distribution that depends on no other latent; else None.
     kinked
-        Whether its log density has a kink, as that of a Laplace distribution.
+        Whether its log density has a kink, as for a Laplace distribution.
     """
 
     name: str
@@ -110,7 +110,7 @@ def inventory(
     place: Place,
     bounded: Sequence[str],
 ) -> tuple[Site, ...]:
-    """Find every site of a program and the role it plays.
+    """Find every site of a program and its role.
 
     Parameters
     ----------
@@ -122,9 +122,9 @@ def inventory(
     data_plate
         The plate whose elements are the rows of the data, if any.
     place
-        Where the latents are.
+        The values of the latents.
     bounded
-        The observed sites that must not have all values.
+        The observed sites that do not allow all values.
 
     Returns
     -------
@@ -198,11 +198,11 @@ def _role(message: Any, local: bool) -> Role:
 def _depends(message: Any, messages: Mapping[str, Any], dependence: Dependence) -> bool:
     """Return whether a latent's distribution is more than a prior of its own.
 
-    A reparameterization changes no role. Noise in one-to-one correspondence with the
-    site that the user wrote stands for it; of other noise the distribution is no prior.
+    A reparameterization does not change roles. Noise in one-to-one correspondence with
+    the original site represents it; the distribution of other noise is not a prior.
     """
     name, written = message["name"], message["written"]
-    if name in dependence.written:  # the noise is not among what the user wrote
+    if name in dependence.written:  # the noise is not among the user's original sites
         return bool(dependence.written[name])
     if dependence.parents.get(name, ()):
         return True
@@ -217,7 +217,7 @@ def _depends(message: Any, messages: Mapping[str, Any], dependence: Dependence) 
 
 
 def _noise_of(name: str, messages: Mapping[str, Any]) -> list[Any]:
-    """Return the messages of the noise that a reparameterized site is made of."""
+    """Return the messages of the noise behind a reparameterized site."""
     return [m for m in messages.values() if m["written"] and m["written"].name == name]
 
 
@@ -232,10 +232,10 @@ def _stands_for(
 
 
 def _coordinates(message: Any, fn: Any) -> int:
-    """Return how many numbers give a site's value; -1 where none are known to."""
+    """Return how many coordinates a site's value has; -1 if that is unknown."""
     try:
         transform = bijection(support_of(fn))
-    except NotImplementedError:  # directions, of which noise in all of space is made
+    except NotImplementedError:  # directions, which are made from unconstrained noise
         return -1
     return torch.Size(transform.inverse_shape(message["value"].shape)).numel()
 
@@ -252,7 +252,7 @@ def _is_scored(message: Any) -> bool:
 def _refuse_moving_supports(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> None:
-    """Refuse latents whose coordinates would be those of the dry run's support."""
+    """Refuse latents whose coordinates would depend on the dry run's support."""
     for name, message in first.items():
         if message["is_observed"] or not is_continuous(message["fn"]):
             continue
@@ -282,7 +282,7 @@ def _laplace(message: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _has_kink(fn: Any) -> bool:
-    """Whether a distribution's log density has a kink; the soft Laplace has none."""
+    """Whether a distribution's log density has a kink; that of SoftLaplace has none."""
     fn = unwrap(fn)
     if isinstance(fn, torch.distributions.TransformedDistribution):
         return _has_kink(fn.base_dist)

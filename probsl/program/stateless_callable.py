@@ -1,4 +1,4 @@
-"""A callable's own parameters (`pyro.param`, `nn.Parameter`), made explicit."""
+"""Makes a callable's own parameters (`pyro.param`, `nn.Parameter`) explicit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class OwnParameter:
-    """One parameter that a callable brings along, with no prior.
+    """One parameter of a callable, without a prior.
 
     Attributes
     ----------
@@ -48,10 +48,10 @@ class OwnParameter:
     statement
         Whether it is a `pyro.param` statement (else a module's parameter).
     path
-        Where torch finds it: the module's path behind the name, or the statement's.
+        Its path for torch: the module's path behind the name, or the statement's.
     keys
-        Names of its statements, and identities of its tensors: another callable's
-        parameter with one of them is the same one.
+        Names of its statements, and identities of its tensors: a parameter of another
+        callable with one of them is the same one.
     """
 
     name: str
@@ -76,7 +76,7 @@ class StatelessCallable:
     """A Pyro callable as a function of its own parameters and its arguments.
 
     Every `nn.Module` that the callable is, holds, closes over or reads from
-    its globals is found; calls run with other tensors in their place, so that
+    its globals is found; calls substitute other tensors for theirs, so that
     the caller's modules are never trained, nor their buffers changed.
 
     Parameters
@@ -104,7 +104,7 @@ class StatelessCallable:
         self._copies: dict[str, tuple[Tensor, Any, Tensor]] = {}
         self._container = _Container(function)
         self._relocation = Relocation()
-        # Statements of `pyro.param` that are not among the own parameters any more.
+        # Statements of `pyro.param` that are no longer among the own parameters.
         self._left_out: dict[str, Tensor] = {}
         self._states_modules = False
         self._skips_initialization = False
@@ -120,12 +120,12 @@ class StatelessCallable:
         return [p.device for p in self._container.parameters()]
 
     def held(self) -> Iterator[nn.Module | nn.Parameter]:
-        """Yield every module and parameter reached."""
+        """Yield every reachable module and parameter."""
         yield from (m for m in self._container.modules() if m is not self._container)
         yield from self._container.parameters()
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the name and the module of everything reached, nested ones too."""
+        """Yield the name and the module of everything reachable, nested ones too."""
         for path, module in self._container.named_modules():
             if path:
                 yield path.removeprefix(f"{SELF}."), module
@@ -138,20 +138,20 @@ class StatelessCallable:
     def collect(
         self, arguments: Mapping[str, Any], known: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Run the callable once and note every parameter it has.
+        """Run the callable once and record all its parameters.
 
         Parameters
         ----------
         arguments
-            What to call it with.
+            The arguments of the call.
         known
-            Name -> value of parameters that another callable has stated: a statement
-            may leave its value out, as Pyro's store would know it.
+            Name -> value of parameters that another callable has declared: a statement
+            may omit its value if Pyro's store would know it.
         """
         noted, tensors = Noted(known or {}), {}
         for path, parameter in self._container.named_parameters():
             tensors[path] = self._brought(path, parameter)
-            if parameter.requires_grad:  # pyro.module states those alone
+            if parameter.requires_grad:  # pyro.module declares only those
                 tensors[path] = tensors[path].detach().requires_grad_()
         paths = {id(tensor): path for path, tensor in tensors.items()}
         filling = Initialized(skip=False)
@@ -183,14 +183,14 @@ class StatelessCallable:
         self._left_out = {}
 
     def _identity(self, statement: Statement) -> Iterator[int]:
-        """Yield the identity of the bare parameter that a statement was given."""
+        """Yield the identity of the bare parameter passed to a statement."""
         given = statement.given
         free = statement.transform == identity_transform
         if free and any(given is bare for bare in self._container.bare):
             yield id(given)
 
     def found_more(self) -> bool:
-        """Look again for modules, as a program may make some in its first run."""
+        """Search for modules again, as a program may make some in its first run."""
         again = _Container(self.function)
         same = [*map(id, again.modules())][1:] == [*map(id, self._container.modules())][
             1:
@@ -199,7 +199,7 @@ class StatelessCallable:
         return not same
 
     def keep(self, names: Collection[str]) -> None:
-        """Leave all but some of the own parameters as they are."""
+        """Keep some of the own parameters, and fix all others at their values."""
         self._left_out |= {
             p.path: p.constrain(p.start)
             for p in self.own_parameters
@@ -208,7 +208,7 @@ class StatelessCallable:
         self.own_parameters = tuple(p for p in self.own_parameters if p.name in names)
 
     def adopt(self, transforms: Mapping[str, Any]) -> None:
-        """Take the transforms of some own parameters from another callable."""
+        """Adopt the transforms of some own parameters from another callable."""
         self.own_parameters = tuple(
             replace(p, transform=transforms.get(p.name, p.transform))
             for p in self.own_parameters
@@ -225,7 +225,7 @@ class StatelessCallable:
     def _call(self, tensors: dict[str, Tensor], arguments: Mapping[str, Any]) -> Any:
         """Run the callable with `tensors` (path -> value) in its modules."""
         hold()
-        # All other parameters and buffers come along cloned or cast, never in place.
+        # All other parameters and buffers are passed cloned or cast, never in place.
         for path, tensor in self._container.named_buffers():
             tensors[path] = self._brought(path, tensor).clone()
         for path, tensor in self._container.named_parameters():
@@ -245,9 +245,9 @@ class StatelessCallable:
             )
 
     def _brought(self, path: str, tensor: Tensor) -> Tensor:
-        """Return a tensor in the type and on the device of the fit.
+        """Return a tensor in the floating type and on the device of the fit.
 
-        Where it has to be copied for that, it is once and not at every step, unless it
+        If it must be copied, it is copied once and not at every step, unless it
         has changed.
         """
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
@@ -263,7 +263,7 @@ class StatelessCallable:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the modules into eval mode for a block, as predictions ask."""
+        """Put the modules into eval mode within a block, as predictions require."""
         modes = [(module, module.training) for module in self._container.modules()]
         self._container.eval()
         try:
@@ -274,7 +274,7 @@ class StatelessCallable:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Let a block call the function as it is, and put its buffers back."""
+        """Call the original function within a block, and restore its buffers."""
         kept = {n: b.clone() for n, b in self._container.named_buffers()}
         try:
             with _module_contexts(self._container):
@@ -304,12 +304,12 @@ class StatelessCallable:
 
 
 class _Container(nn.Module):
-    """Holds a callable and what it reaches, so that torch can swap tensors.
+    """Holds a callable and the objects it uses, so that torch can swap tensors.
 
     Attributes
     ----------
     bare
-        The parameters that no module holds.
+        The parameters that do not belong to a module.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -331,14 +331,14 @@ class _Container(nn.Module):
         return self._function[0](**arguments)
 
     def in_place_of(self, tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """Return the identity of each bare parameter with what stands for it."""
+        """Return the identity of each bare parameter with its substitute."""
         paths = {id(p): path for path, p in self.named_parameters()}
         return {id(p): tensors[paths[id(p)]] for p in self.bare}
 
 
 @contextmanager
 def _module_contexts(container: nn.Module) -> Iterator[None]:
-    """Let PyroModules made outside local mode run inside it, and put them back."""
+    """Allow PyroModules made outside local mode inside it, and restore them."""
     mended = []
     for module in container.modules():
         if isinstance(module, PyroModule):

@@ -1,4 +1,4 @@
-"""Plates that draw a subsample by themselves, run on the rows that a fit asks for."""
+"""Runs plates that draw a subsample themselves on the rows that a fit requests."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# What the index of the data plate is called among the rows of a batch.
+# The name of the data plate's index among the rows of a batch.
 ROW_INDEX = "index of the data plate"
 
 
 @dataclass(frozen=True, eq=False)
 class Subsampling:
-    """Which entries plates have that would draw a subsample by themselves.
+    """The entries of plates that would draw a subsample themselves.
 
     Attributes
     ----------
     index
         Plate -> its entries.
     whole
-        The plates that have all their entries. The others have the first ones, as
-        many as they ask for: they do not index anything by them.
+        The plates that have all their entries. The others have their first entries,
+        up to their subsample size: they do not index anything by them.
     seen
-        Plate -> how many entries it asked for, of those that have run.
+        Plate -> its requested subsample size, for plates that have run.
     """
 
     index: Mapping[str, Tensor] = field(default_factory=dict)
@@ -52,10 +52,10 @@ class Subsampling:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Let it hold for a block, which must be inside `isolated`.
+        """Activate it within a block, which must be inside `isolated`.
 
-        Pyro asks for the entries of a plate by a message, but insists on the number
-        that the program gave; so its own function is replaced, for this thread only.
+        Pyro requests the entries of a plate by a message, but requires the number
+        that the program gave; so its function is replaced, for this thread only.
         """
         before, original = _ACTIVE.get(), SubsampleMessenger._subsample
 
@@ -78,7 +78,7 @@ class Subsampling:
             SubsampleMessenger._subsample = staticmethod(original)  # type: ignore[method-assign]
             _ACTIVE.set(before)
 
-        # Ctrl-C may end the first of the two halfway, but not the second as well.
+        # Ctrl-C may interrupt the first of the two, but not the second as well.
         try:
             try:
                 _ACTIVE.set(self)

@@ -1,4 +1,4 @@
-"""The values that a distribution allows: stated, as an image, and in coordinates."""
+"""The supports of distributions: stated, as an image, and in coordinates."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = [
     "unwrap",
 ]
 
-# The lower end of an interval, its upper end, and whether each belongs to it. An end
-# that is a number is known without a look at any data.
+# The lower and upper bound of an interval, and whether each is included. A bound that
+# is a Python number is known without reading data.
 Ends = tuple[Any, Any, bool, bool]
 
 _MATRICES: dict[type, type[Transform]] = {
@@ -59,7 +59,7 @@ _KINDS: dict[Any, Callable[[Any], Ends]] = {
 
 
 class AtMost(constraints.less_than):
-    """Numbers up to an upper bound, which is one of them."""
+    """Numbers up to and including an upper bound."""
 
     def __init__(self, upper_bound: Any) -> None:
         super().__init__(upper_bound)  # type: ignore[no-untyped-call]
@@ -70,14 +70,14 @@ class AtMost(constraints.less_than):
 
 
 class Image(constraints.Constraint):
-    """What transforms make of the values that another constraint allows.
+    """The image of a constraint's values under transforms.
 
     Parameters
     ----------
     base
-        The constraint on what goes in.
+        The constraint on the inputs.
     transforms
-        The transforms, the first one first; each is a bijection.
+        The transforms in order of application; each is a bijection.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class AnyOf(constraints.Constraint):
 
 
 class Coordinated(constraints.Constraint):
-    """A support with the bijection of this package, for Pyro's guides to find.
+    """A support with this package's bijection, for Pyro's guides.
 
     Parameters
     ----------
     support
-        What the values must be.
+        The constraint on the values.
     """
 
     def __init__(self, support: Any) -> None:
@@ -152,7 +152,7 @@ for _registry in (biject_to, transform_to):
 
 
 def unwrap(fn: Any) -> Any:
-    """Return the distribution inside `to_event`, `mask` and `expand`."""
+    """Return the distribution wrapped by `to_event`, `mask` and `expand`."""
     while True:
         inner = getattr(fn, "base_dist", None)
         if inner is None or isinstance(fn, TransformedDistribution):
@@ -182,10 +182,10 @@ def unchecked(fn: Any) -> bool:
 
 
 def support_of(fn: Any) -> Any:
-    """Return the constraint on a distribution's values; None where it states none.
+    """Return the constraint on a distribution's values; None if it states none.
 
-    Of a transformed distribution it is the image of its base's support through all
-    transforms, not all that the last transform can yield.
+    For a transformed distribution it is the image of the base's support under all
+    transforms, not the whole codomain of the last transform.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def stated(fn: Any) -> Any:
     """Return the support that a distribution states itself, or None."""
     try:
         support = fn.support
-        support.is_discrete  # noqa: B018 - a dependent one may not say
+        support.is_discrete  # noqa: B018 - a dependent one may not define it
     except (AttributeError, NotImplementedError):
         return None
     return support
@@ -272,9 +272,9 @@ def bijection(support: Any) -> Any:
 
 
 def settled(support: Any) -> Any:
-    """Return a support in its plainest form, its ends as numbers where they are one.
+    """Return a support in its simplest form, with numbers as bounds if possible.
 
-    It looks at the data of the ends, which code that is being captured must not.
+    It reads the data of the bounds, which captured code must not do.
     """
     if isinstance(support, constraints.independent):
         base = settled(support.base_constraint)
@@ -287,7 +287,7 @@ def settled(support: Any) -> Any:
 
 
 def ends_of(support: Any) -> Ends | None:
-    """Return the ends of an interval, or None if the support is not one."""
+    """Return the bounds of an interval, or None if the support is not one."""
     found = next((k for k in _KINDS if isinstance(support, k)), None)
     if found is None:
         return None
@@ -303,7 +303,7 @@ def core(support: Any) -> Any:
 
 
 def contents(support: Any) -> Iterator[Any]:
-    """Yield the kinds, numbers and tensors of which a constraint is made."""
+    """Yield the types, numbers and tensors that make up a constraint."""
     yield type(support)
     for held in vars(support).values() if hasattr(support, "__dict__") else ():
         for part in held if isinstance(held, list | tuple) else (held,):
@@ -314,7 +314,7 @@ def contents(support: Any) -> Iterator[Any]:
 
 
 def _plain(end: Any) -> Any:
-    """Return an end as a number if all its elements are the same."""
+    """Return a bound as a number if all its elements are equal."""
     if not torch.is_tensor(end):
         return end
     end = end.detach()
@@ -340,12 +340,12 @@ def _interval(
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two ends are known to be equal without a look at any data."""
+    """Whether two bounds are known to be equal without reading data."""
     return not torch.is_tensor(one) and not torch.is_tensor(other) and one == other
 
 
 def _image(base: Any, transform: Transform) -> Any:
-    """Return the image of a support through one transform."""
+    """Return the image of a support under one transform."""
     if isinstance(transform, ComposeTransform):
         for part in transform.parts:
             base = _image(base, part)
@@ -365,7 +365,7 @@ def _image(base: Any, transform: Transform) -> Any:
 
 
 def _covers(base: Any, domain: Any) -> bool:
-    """Whether a support is all that a transform takes, ends or not."""
+    """Whether a support is the whole domain of a transform, up to its bounds."""
     one, other = core(base), core(domain)
     ends, limits = ends_of(one), ends_of(other)
     if ends is not None and limits is not None:
@@ -376,7 +376,7 @@ def _covers(base: Any, domain: Any) -> bool:
 
 
 def _moved(ends: Ends, transform: Transform, domain: Any, codomain: Any) -> Ends:
-    """Return the ends of an interval's image through a monotone transform."""
+    """Return the bounds of an interval's image under a monotone transform."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     try:
@@ -384,7 +384,7 @@ def _moved(ends: Ends, transform: Transform, domain: Any, codomain: Any) -> Ends
     except NotImplementedError:
         sign = None
     lower, upper, *closed = ends
-    if not isinstance(sign, int):  # only the data tell which end comes first
+    if not isinstance(sign, int):  # only the data show which bound comes first
         both = [torch.as_tensor(_moved_end(end, transform)) for end in ends[:2]]
         return torch.minimum(*both), torch.maximum(*both), True, True
     limits, goals = ends_of(core(domain)), ends_of(core(codomain))
@@ -407,13 +407,13 @@ def _moved_end(end: Any, transform: Transform) -> Tensor:
     if math.isfinite(end):
         image = transform(at)
         return image
-    with torch.no_grad():  # the slope at infinity is not a number
+    with torch.no_grad():  # the derivative at infinity is NaN
         image = transform(at)
     return image
 
 
 def _widened(support: Any, event_dim: int) -> Any:
-    """Return a support with so many axes declared as one event."""
+    """Return a support with this many dimensions declared as one event."""
     base = core(support)
     missing = event_dim - base.event_dim
     return constraints.independent(base, missing) if missing > 0 else base
@@ -434,7 +434,7 @@ def _of_mixture(support: Any) -> Any:
 
 
 def _shared(end: Any, axis: int) -> Any:
-    """Return an end without its axis of components; None if they differ in it."""
+    """Return a bound without its component dimension; None if components differ."""
     if not torch.is_tensor(end) or end.dim() < -axis:
         return end
     first = end.select(axis, 0)

@@ -1,4 +1,4 @@
-"""The log predictive densities of the fitted rows, and those of each row left out."""
+"""In-sample and leave-one-out log predictive densities of the fitted rows."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     Draws = dict[str, Tensor]
 
 DRAWS = 1000
-# Draws times rows: so many log densities can be weighted, for they are held together.
+# The most log densities (draws times rows) to weight; all are in memory at once.
 _WEIGHED = 30_000_000
 
 
 @dataclass(frozen=True)
 class FittedRows:
-    """How well a fit predicts the rows that it was fitted to.
+    """Predictive scores of the rows that a fit was fitted to.
 
     Attributes
     ----------
     log_score
-        Sum of their log predictive densities, as `probsl.log_score` has them; nan
-        where the program has no rows to tell apart.
+        Sum of their log predictive densities, see `probsl.log_score`; nan if the
+        program has no separate rows.
     left_out
-        The densities of each row given the others; None where there are none.
+        The leave-one-out densities; None if there are none.
     reason
-        Why there are none, in a clause; empty for a point, which never has them.
+        Why there are none; empty for a point, which never has them.
     """
 
     log_score: float
@@ -47,13 +47,13 @@ class FittedRows:
 
 
 def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
-    """Score the rows that a fit was fitted to, in one pass over draws of it.
+    """Score the rows that a fit was fitted to, in one pass over posterior draws.
 
-    Leaving a row out weighs the draws by ``p(draw) / q(draw) / p(row | draw)``, where q
-    is the guide and p the density that it approximates, with the weights of priors and
-    rows: so the error of the guide is corrected for, as far as the weights allow. A
-    posterior whose density is unknown is taken to be exact. The program's own
-    parameters, and latents at a point, are held at their values.
+    To leave a row out, the draws get importance weights ``p(draw) / q(draw) /
+    p(row | draw)``, where q is the guide and p the density that it approximates, with
+    the weights of priors and rows. This corrects for the error of the guide, as far as
+    the weights allow. A posterior without a known density is taken to be exact. The
+    program's own parameters and point latents are fixed at their values.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
     try:
         with problem.isolated(), torch.no_grad():
             problem.log_likelihood_rows(fit.posterior.point(), fit.posterior.own)
-    except ValueError as error:  # rows that cannot be told apart
+    except ValueError as error:  # the program has no separate rows
         return FittedRows(math.nan, None, str(error))
     if fit.posterior.is_point:
         return FittedRows(_log_score(fit, seed), None)
@@ -97,7 +97,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
         return FittedRows(_log_score(fit, seed), None, reason)
     values = fit.posterior.draw(DRAWS, seed)
     rows, ratio = _densities(fit, values, seed)
-    # Latents of the rows' own are drawn anew for a log score, and fitted for the rest.
+    # The log score redraws latents with one entry per row; the rest uses fitted ones.
     score = _log_score(fit, seed) if local else _log_mean(rows)
     reason = ""
     if local and problem.weights is not None:
@@ -114,7 +114,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
 
 
 def _weights(fit: Fit) -> np.ndarray[Any, Any] | None:
-    """Return how many rows each one counts as, None for one each."""
+    """Return the weight of each row, or None if all are 1."""
     weights, scale = fit.problem.weights, fit.problem.row_scale
     if weights is None:
         return None if scale == 1.0 else np.full(fit.problem.size, scale)
@@ -134,7 +134,7 @@ def _log_mean(rows: Tensor) -> float:
 
 
 def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the log density of each row, and of p over q, at each draw."""
+    """Return the log densities of the rows and log p - log q, at each draw."""
     problem, posterior = fit.problem, fit.posterior
     own = {name: value.detach() for name, value in posterior.own.items()}
 

@@ -1,4 +1,4 @@
-"""Whether two ways to compute something give the same."""
+"""Whether two computations give the same results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Powers of the machine precision: the same operations, and sums in another order.
+# Powers of the machine precision: for the same operations, and for reordered sums.
 SAME_OPERATIONS, OTHER_ORDER = 0.6, 0.5
 
 
 def value_at(
     function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]
 ) -> tuple[Tensor, ...] | None:
-    """Return the results of a function, None where a matrix has no factor."""
+    """Return the results of a function, None if a matrix cannot be factorized."""
     try:
         return function(*arguments)
     except LinAlgError:
@@ -30,15 +30,15 @@ def agree(
 ) -> bool:
     """Whether two lists of tensors are equal up to rounding.
 
-    Rounding is measured against the largest entry: sums cancel. What is not finite has
-    to be so in both.
+    Rounding is relative to the largest entry, because sums cancel. Nonfinite entries
+    must be nonfinite in both.
 
     Parameters
     ----------
     found, expected
         The tensors.
     power
-        The power of the machine precision that is allowed for.
+        The tolerance, as a power of the machine precision.
     """
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape or one.dtype != other.dtype:

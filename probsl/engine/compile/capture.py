@@ -1,4 +1,4 @@
-"""One run of a function of tensors, as a graph: cleaned, and checked against eager."""
+"""Traces a function of tensors into a graph, cleaned and checked against eager mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule, Node
 
-# What is computed from constants is kept as a constant, up to this many elements.
+# Maximum number of elements of a folded constant.
 _FOLDED_ELEMENTS = 10_000_000
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
 
@@ -32,21 +32,21 @@ class Capture:
     graph
         Takes the function's arguments, then `constants`; returns a tuple.
     constants
-        The tensors that the function used beside its arguments. They are inputs of
-        the graph, so that other data of the same shapes can take their place.
+        The tensors that the function used besides its arguments. They are inputs of
+        the graph, so that other data of the same shapes can replace them.
     """
 
     graph: GraphModule
     constants: tuple[Tensor, ...]
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """Run the graph as it is, operation by operation."""
+        """Run the graph eagerly, operation by operation."""
         result: tuple[Tensor, ...] = self.graph(*arguments, *self.constants)
         return result
 
     @property
     def key(self) -> tuple[str, tuple[Any, ...]]:
-        """What tells graphs apart whose constants may differ."""
+        """A key of the graph that ignores the values of constants."""
         shapes = tuple((tuple(c.shape), c.dtype, c.device) for c in self.constants)
         return self.graph.code, shapes
 
@@ -57,23 +57,23 @@ def capture(
     *,
     compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] = tuple,
 ) -> Capture:
-    """Run a function once and keep what it did as a graph.
+    """Run a function once and record its operations as a graph.
 
     Parameters
     ----------
     function
-        Maps tensors to a tuple of tensors, without other effects.
+        Maps tensors to a tuple of tensors, without side effects.
     examples
-        Several lists of arguments of the same shapes. The first is run; at all of
-        them the graph must give what the function gives, or it took a path through
-        Python that other values do not take.
+        Several lists of arguments of the same shapes. The first is traced; the graph
+        must agree with the function at all of them. Otherwise the trace took a path
+        through Python that depends on the values.
     compared
-        Picks the results to compare; by default all of them.
+        Selects the results to compare; by default all of them.
 
     Raises
     ------
     CaptureError
-        If the function cannot be run symbolically, or the graph does not agree.
+        If the function cannot be traced, or the graph does not agree.
 
     Examples
     --------
@@ -109,8 +109,8 @@ def capture(
 def _recorded(
     function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]
 ) -> tuple[GraphModule, str]:
-    """Return the graph of one run, and what it read in silence, in words."""
-    # Not a public name of torch: where it is missing the steps are as they were.
+    """Return the graph of one run, and the first value read silently, in words."""
+    # Not a public name of torch: if it is missing, the steps stay eager.
     from torch.fx.experimental.proxy_tensor import make_fx
 
     reading = Reading()
@@ -126,7 +126,7 @@ def _recorded(
         if not reason:  # torch failed, not the program
             raise
         raise CaptureError(reason) from error
-    # Compilers, and the folding below, take it that nothing is written in place.
+    # Compilers, and the folding below, assume that nothing is written in place.
     return (
         make_fx(torch.func.functionalize(traced, remove="mutations"))(*arguments),
         reading.silent,
@@ -134,9 +134,9 @@ def _recorded(
 
 
 def _fold(graph: GraphModule) -> None:
-    """Compute once what depends on constants alone, and drop what is not used.
+    """Fold constants, and remove dead code.
 
-    Views are left to the compiler: a copy would hold the same data twice.
+    Views are left to the compiler, because a copy would hold the same data twice.
     """
     graph.graph.eliminate_dead_code()
     constants: dict[Node, Tensor] = {}
@@ -162,7 +162,7 @@ def _fold(graph: GraphModule) -> None:
 
 
 def _value_of(node: Node, constants: dict[Node, Any]) -> Tensor | None:
-    """Return what a node computes from constants alone, if it is worth keeping."""
+    """Return the result of a node that depends only on constants, if worth keeping."""
     result = _computed(node, constants)
     if not torch.is_tensor(result) or result.numel() > _FOLDED_ELEMENTS:
         return None
@@ -173,7 +173,7 @@ def _value_of(node: Node, constants: dict[Node, Any]) -> Tensor | None:
 
 
 def _computed(node: Node, constants: dict[Node, Any]) -> Any:
-    """Return what a node computes, and None where that is not from constants alone."""
+    """Return the result of a node, or None if it depends on more than constants."""
     tags = getattr(node.target, "tags", ())
     if (
         node.op != "call_function"
@@ -190,10 +190,10 @@ def _computed(node: Node, constants: dict[Node, Any]) -> Any:
 
 
 def _number_masks(graph: GraphModule) -> None:
-    """Index by the places where a constant mask is true, in the place of the mask.
+    """Replace each constant mask by the indices at which it is true.
 
-    How many elements a mask picks only its values tell: no loop can be compiled that
-    picks them.
+    The number of elements that a mask selects depends on its values, so no loop can be
+    compiled for it.
     """
     for node in list(graph.graph.nodes):
         if node.target not in _INDEXED:
@@ -215,7 +215,7 @@ def _number_masks(graph: GraphModule) -> None:
 
 
 def _constant(node: Node, graph: GraphModule) -> Any:
-    """Return the value of a node that no input of the graph comes into, else None."""
+    """Return the value of a node that depends on no input of the graph, else None."""
     needed, waiting = {node}, [node]
     while waiting:
         new = set(waiting.pop().all_input_nodes) - needed

@@ -1,4 +1,4 @@
-"""Graphs compiled by torch's inductor, once for all fits that share them."""
+"""Compiles graphs by torch's inductor, once for all fits that share them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
     from probsl.engine.compile.capture import Capture
 
-# Graph and shapes -> what was compiled of them, in this process.
+# Graph and shapes -> compiled code, in this process.
 _COMPILED: dict[Any, Any] = {}
-# A matrix copied column by column may take this many elements.
+# Maximum number of elements of a matrix that is copied to column-major order.
 _COPIED_ELEMENTS = 20_000_000
 
 
 def compiled(
     captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
 ) -> Any:
-    """Compile a graph, or find it compiled.
+    """Compile a graph, or return it from the cache.
 
-    The graph goes straight to inductor's last stage: there is nothing for dynamo to
-    analyze in it and nothing for autograd to record, and no guards are checked when
-    it is called. Inductor keeps its own cache on disk across processes.
+    The graph goes directly to the last stage of inductor: there is nothing for dynamo
+    to analyze and nothing for autograd to record, and calls check no guards. Inductor
+    keeps its own cache on disk across processes.
 
     Parameters
     ----------
     captured
         The graph.
     arguments
-        The function's arguments, as those of every later call.
+        The function's arguments, laid out like those of every later call.
     constants
-        Its `laid_out` constants, as those of every later call.
+        Its `laid_out` constants, laid out like those of every later call.
 
     Returns
     -------
     callable
-        Takes one list, the arguments and constants, which it empties; returns the
+        Takes one list of the arguments and constants, which it empties; returns the
         results.
     """
     key = _key(captured, arguments, constants)
@@ -61,10 +61,10 @@ def compiled(
 
 
 def forget_with(constants: Sequence[Tensor], key: Any) -> None:
-    """Let go of compiled code as soon as one of its constants is gone.
+    """Drop compiled code as soon as one of its constants is freed.
 
-    The address of a tensor says which one it is only as long as it is there; and a
-    graph of the device holds memory, which the next fit would take once more.
+    The address of a tensor identifies it only while it exists. And a CUDA graph holds
+    memory, which the next fit would allocate again.
     """
     for constant in constants:
         weakref.finalize(constant, _COMPILED.pop, key, None).atexit = False
@@ -80,22 +80,22 @@ def is_compiled(
 def _key(
     captured: Capture, arguments: Sequence[Tensor], constants: Sequence[Tensor]
 ) -> tuple[Any, ...]:
-    """Return what tells apart the graphs that need code of their own."""
+    """Return the cache key of a graph: graphs with the same key share code."""
     inputs = [*arguments, *constants]
     shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
     key = (captured.key, shapes, torch.get_num_threads())
     if all(t.is_cuda for t in inputs):
-        # A graph of the device reads its constants where they are.
+        # A CUDA graph reads its constants at fixed addresses.
         return (*key, tuple(t.data_ptr() for t in constants))
     return key
 
 
 def laid_out(constants: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return constants in the order in which compiled loops read them fastest.
+    """Return constants in the memory layout that compiled loops read fastest.
 
     A product of a tall matrix with a vector becomes a loop over its rows, which is
-    vectorized if each column lies in one piece. Single numbers, which torch lets be on
-    the CPU, go to the device: no graph of it can read them elsewhere.
+    vectorized if each column is contiguous. Scalars, which torch allows on the CPU, go
+    to the device, because a CUDA graph cannot read them elsewhere.
     """
     constants = [c if c.dim() else c.to(device) for c in constants]
     return [
@@ -111,7 +111,7 @@ def laid_out(constants: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep inductor's warnings about itself from the user."""
+    """Hide inductor's warnings about itself from the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -120,10 +120,10 @@ def _quiet() -> Iterator[None]:
 def _compile(
     graph: Callable[..., Any], inputs: Sequence[Tensor], fixed: Sequence[int] | None
 ) -> Any:
-    """Compile a graph; to a CUDA graph where `fixed` says which inputs stay."""
+    """Compile a graph; to a CUDA graph if `fixed` lists inputs of fixed address."""
     with _quiet():
-        # None of these is a public name of torch; where one is missing, or works in
-        # another way, whoever asks for compiled code goes on without.
+        # None of these is a public name of torch. If one is missing, or has changed,
+        # the caller continues without compiled code.
         from torch._guards import TracingContext, tracing
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
@@ -146,7 +146,7 @@ def _compile(
             from torch._inductor import config
             from torch._inductor.cudagraph_utils import BoxedDeviceIndex
 
-            # Forward code would wait for a backward pass before it runs anew.
+            # Training code would wait for a backward pass before it runs again.
             with config.patch({"triton.cudagraphs": True}):
                 code = compile_fx_inner(
                     lowered,

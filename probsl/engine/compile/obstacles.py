@@ -1,15 +1,15 @@
-"""Why steps take a slower way, in words of ours."""
+"""Reasons for using a slower form of a step, in our own words."""
 
 from __future__ import annotations
 
 import torch
 
-# Of what a compiler reports, one line of this length is for the user.
+# Maximum length of the line of a compiler's error message shown to the user.
 _LONGEST = 120
 
 
 class CaptureError(RuntimeError):
-    """A function that no graph can stand for; the message says why."""
+    """A function that cannot be represented by a graph; the message says why."""
 
 
 class ReplayError(RuntimeError):
@@ -17,11 +17,11 @@ class ReplayError(RuntimeError):
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a faster way failed, as the end of a sentence.
+    """Return why a faster form failed, as the end of a sentence.
 
-    What makes steps fast is not public in torch: another version may lack any part of
-    it, or have changed what it does. Its errors are then a reason for the slower way,
-    and of no other interest to the user.
+    The fast forms use private parts of torch, which another version may lack or have
+    changed. Such errors are only a reason for the slower form, and otherwise of no
+    interest to the user.
     """
     if isinstance(error, CaptureError | ReplayError):
         return str(error)

@@ -1,4 +1,4 @@
-"""Values of tensors that a program reads into Python, and where it does so."""
+"""Finds where a program reads the values of tensors into Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from traceback import FrameSummary
 
-# What reads a value, and how a user writes it.
+# Functions that read a value, and how a user writes them.
 _READERS: dict[Any, str] = {
     Tensor.item: ".item()",
     Tensor.tolist: ".tolist()",
@@ -34,7 +34,7 @@ _READERS: dict[Any, str] = {
     torch.allclose: "torch.allclose",
     torch.is_nonzero: "torch.is_nonzero",
 }
-# These do not fail where a graph is recorded, which then holds what they have read.
+# These do not fail during tracing; the graph then contains the values they read.
 _SILENT = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
 _LIBRARIES = {
@@ -47,16 +47,16 @@ _STANDARD = Path(sysconfig.get_paths()["stdlib"])
 
 
 class ReadError(RuntimeError):
-    """A value was read that is not known yet; the message says by what."""
+    """A value was read during tracing; the message says by which function."""
 
 
 class Reading(TorchFunctionMode):
-    """Says by what a program fails to read the value of a tensor.
+    """Detects the function by which a program reads the value of a tensor.
 
     Attributes
     ----------
     silent
-        The first value that was read though no graph can follow it, in words.
+        The first read of a value that a graph cannot represent, in words.
     """
 
     def __init__(self) -> None:
@@ -77,9 +77,9 @@ class Reading(TorchFunctionMode):
 
 
 def reason_without_graph(error: BaseException) -> str:
-    """Return why a run of a program under `Reading` could not be recorded, and where.
+    """Return why a run of a program under `Reading` could not be traced, and where.
 
-    Where it was no line of the program that failed, nothing.
+    Empty if it was not a line of the program that failed.
     """
     read: BaseException | None = error
     while read is not None and not isinstance(read, ReadError):
@@ -95,8 +95,8 @@ def reason_without_graph(error: BaseException) -> str:
 
 
 def _described(by: str, frames: Sequence[FrameSummary]) -> str:
-    """Say that a value is read, by what, and where."""
-    # Behind whoever reads are only those who listen.
+    """Return a message that says by which function a value is read, and where."""
+    # The frames inside the reader belong to the functions that observe it.
     readers = (_library(frame.filename) for frame in reversed(frames))
     reader = next((r for r in readers if not r.startswith(_LISTENERS)), "")
     inside = f" in {reader}" if reader else ""
@@ -106,7 +106,7 @@ def _described(by: str, frames: Sequence[FrameSummary]) -> str:
 
 
 def _place(frames: Sequence[FrameSummary]) -> str:
-    """Return the innermost place outside of libraries, empty where there is none."""
+    """Return the innermost location outside of libraries, empty if there is none."""
     for frame in reversed(frames):
         if not _library(frame.filename):
             code = _code(frame)
@@ -116,7 +116,7 @@ def _place(frames: Sequence[FrameSummary]) -> str:
 
 
 def _library(file: str) -> str:
-    """Return the dotted name of a module that no user has written, else nothing."""
+    """Return the dotted name of a library module; empty for the user's own files."""
     path = Path(file)
     for name, folder in _LIBRARIES.items():
         if path.is_relative_to(folder):
@@ -127,7 +127,7 @@ def _library(file: str) -> str:
 
 
 def _code(frame: FrameSummary) -> str:
-    """Return the expression that a frame was at, or its line."""
+    """Return the expression that a frame was executing, or its line."""
     line = linecache.getline(frame.filename, frame.lineno or 0)
     if frame.lineno != frame.end_lineno or frame.colno is None:
         return line.strip()

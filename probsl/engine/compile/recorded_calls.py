@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _COMMENT = re.compile(r"#.*")
-# Methods of buffers that read numbers into Python, or write where nobody listens.
+# Methods of buffers that read numbers into Python, or write without being recorded.
 _UNHEARD = re.compile(r"\b(buf|arg)\d\w*\.(?!size\b|stride\b)\w+\(")
 _LOOPS = "cpp_fused"
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call that writes what it makes to tensors it is given.
+    """A call that writes its results to given tensors.
 
     Attributes
     ----------
     function
-        What is called.
+        The function to call.
     arguments, options
-        What it is given.
+        Its arguments.
     library
-        Whether it computes by a library rather than by a compiled loop.
+        Whether it is a library function rather than a compiled loop.
     """
 
     function: Callable[..., Any]
@@ -42,7 +42,7 @@ class Call:
     library: bool = True
 
     def tensors(self) -> Iterator[Tensor]:
-        """Yield the tensors it is given, also those in lists."""
+        """Yield the tensors among its arguments, also those in lists."""
         for value in (*self.arguments, *self.options.values()):
             inner = value if isinstance(value, list | tuple) else (value,)
             yield from (one for one in inner if torch.is_tensor(one))
@@ -51,12 +51,12 @@ class Call:
 def listen(
     function: Any, arguments: list[Tensor]
 ) -> tuple[list[Call], tuple[Tensor, Tensor]]:
-    """Run a compiled function once, and return the calls it made and its results.
+    """Run a compiled function once, and return the calls it makes and its results.
 
     Raises
     ------
     ReplayError
-        If it does something that a list of calls cannot stand for.
+        If it does something that a list of calls cannot represent.
     """
     call = getattr(function, "current_callable", None)
     module: dict[str, Any] = getattr(getattr(call, "__func__", call), "__globals__", {})
@@ -92,7 +92,7 @@ def _loop(loop: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
 
 
 class _Kernels:
-    """Stands for inductor's library kernels, which write to a given ``out``."""
+    """Replaces inductor's library kernels, which write to a given ``out``."""
 
     def __init__(self, kernels: Any, calls: list[Call]) -> None:
         self._kernels = kernels
@@ -113,7 +113,7 @@ class _Kernels:
 
 
 class _Torch:
-    """Stands for torch, where a compiled function looks for operations."""
+    """Replaces the torch module in which a compiled function looks up operations."""
 
     def __init__(self, operations: _Operations) -> None:
         self.ops = _Unknown(aten=operations)
@@ -123,7 +123,7 @@ class _Torch:
 
 
 class _Unknown:
-    """Stands for operations that may do anything, beside some that are known."""
+    """Replaces a namespace of unknown operations, except for some known ones."""
 
     def __init__(self, **known: Any) -> None:
         self.__dict__.update(known)
@@ -133,9 +133,9 @@ class _Unknown:
 
 
 class _Operations:
-    """Stands for torch's operations, which make new tensors.
+    """Replaces torch's operations, which return new tensors.
 
-    When one is called again, it writes to those of the first time.
+    A repeated call writes to the tensors of the first call.
     """
 
     def __init__(self, calls: list[Call]) -> None:
@@ -146,7 +146,7 @@ class _Operations:
 
 
 class _Overloads:
-    """Stands for the forms of one operation."""
+    """Replaces the overloads of one operation."""
 
     def __init__(self, forms: Any, calls: list[Call]) -> None:
         self._forms = forms
@@ -172,9 +172,9 @@ class _Overloads:
 def _repeated(
     form: Any, given: tuple[Any, ...], options: dict[str, Any], result: Any
 ) -> list[Call]:
-    """Return the call that has the same effect as one that made a result."""
+    """Return calls that repeat the effect of one that returned a result."""
     schema = form._schema
-    # What is not known beforehand: random numbers, and how many elements are picked.
+    # Unknown beforehand: random numbers, and the number of selected elements.
     if {torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape} & {
         *form.tags
     }:
@@ -189,13 +189,13 @@ def _repeated(
         raise ReplayError(f"it calls {form}, which makes other things than tensors")
     held = {tensor.untyped_storage().data_ptr() for tensor in call.tensors()}
     if all(tensor.untyped_storage().data_ptr() in held for tensor in made):
-        return []  # views of memory that stays where it is
+        return []  # views of memory at a fixed address
     writing, names = _writing(form)
     return [Call(writing, given, options | dict(zip(names, made, strict=True)))]
 
 
 def _writing(form: Any) -> tuple[Any, list[str]]:
-    """Return the form of an operation that writes, and its arguments to write to."""
+    """Return the out overload of an operation, and the names of its out arguments."""
 
     def kinds(schema: Any) -> list[tuple[str, str]]:
         return [(a.name, str(a.type)) for a in schema.arguments if not a.is_out]

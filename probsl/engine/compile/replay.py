@@ -1,12 +1,12 @@
 """Repeats the kernel calls of a compiled step on fixed buffers.
 
-What inductor compiles is a few machine-code loops and a Python function that makes
+Inductor generates a few machine-code loops and a Python function that allocates
 buffers, checks shapes, and calls them. For small problems that function takes longer
-than the loops. As all shapes are fixed, it is run once and listened to: the calls it
-made are then repeated, with the numbers of each step in place of the first ones.
+than the loops. Because all shapes are fixed, it is run once and its calls are recorded;
+they are then repeated with the inputs of each step in place of the first ones.
 
-None of that is promised by torch, so a replay is trusted only once it has made the
-steps of the function itself, from several states and at several places.
+Torch does not guarantee any of this. So a replay is used only after it has reproduced
+the steps of the function from several states and at several positions.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from probsl.engine.compile.recorded_calls import Call, listen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # A step at some place.
+    # A step at some position.
     Bound = Callable[[], Any]
 
 __all__ = ["Replay"]
 
 
 class Replay:
-    """The calls of one compiled step, for each place of a block of steps.
+    """The calls of one compiled step, for each position in a block of steps.
 
-    The step maps a state, what the place gives, and constants to the next state and a
-    loss. States take turns between two buffers.
+    The step maps a state, the inputs at the position, and constants to the next state
+    and a loss. States alternate between two buffers.
 
     Parameters
     ----------
     function
-        What inductor compiled: takes one list ``[state, *given, *constants]`` and
+        The function from inductor: takes one list ``[state, *given, *constants]`` and
         returns ``(state, loss)``.
     state
-        The state to begin with.
+        The initial state.
     places
-        For each place of the block what the step is given there; views of the same
-        buffers in every block.
+        The inputs of the step at each position of the block; views of the same buffers
+        in every block.
     losses
-        Where the losses of the block go, shape ``[places]``.
+        Output buffer for the losses of the block, shape ``[places]``.
     constants
         The last arguments.
 
     Raises
     ------
     ReplayError
-        If a list of calls cannot stand for what the step does.
+        If a list of calls cannot represent the step.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Replay:
         self._losses = losses
         self._constants = constants
         self._states = (state.clone(), torch.empty_like(state))
-        # One number that changes with each whole step: the last bit says which of the
-        # states is the last one, and the offset at which place that is.
+        # One number that changes with each complete step: its last bit is the index of
+        # the current state, and the offset gives its position.
         self._taken = self._offset = 0
         first = [state.clone(), *(given.clone() for given in places[0])]
         self._calls, results = listen(function, [*first, *constants])
@@ -82,24 +82,24 @@ class Replay:
         roles[_storage(loss)] = _LOSS
         _check_roles(first, results, roles, self._calls, constants)
         self._roles = roles
-        # Calls whose arguments are the same at each place, made once.
+        # Calls whose arguments are the same at each position, bound once.
         self._fixed = [
             None
             if any(_storage(tensor) in roles for tensor in call.tensors())
             else partial(call.function, *call.arguments, **call.options)
             for call in self._calls
         ]
-        # Last bit of the offset -> place -> calls, made when they are first needed.
+        # Last bit of the offset -> position -> calls, bound when first needed.
         self._bound: tuple[dict[int, Bound], ...] = tuple({} for _ in self._states)
 
     @property
     def state(self) -> Tensor:
-        """The state after the last whole step; a view, which later steps change."""
+        """The state after the last complete step; a view, which later steps change."""
         return self._states[self._taken & 1]
 
     @property
     def place(self) -> int:
-        """The next place of the block."""
+        """The next position of the block."""
         return self._taken - self._offset
 
     @place.setter
@@ -107,18 +107,18 @@ class Replay:
         self._offset = self._taken - place
 
     def set(self, state: Tensor) -> None:
-        """Go on from another state."""
+        """Continue from another state."""
         self.state.copy_(state)
 
     def skip(self) -> None:
-        """Leave out the step at the next place: its state is that before it."""
+        """Skip the step at the next position: the state stays the same."""
         self._states[1 - (self._taken & 1)].copy_(self.state)
         self._taken += 1
 
     def run(self, stop: int) -> None:
-        """Take the steps from the next place up to `stop`.
+        """Take the steps from the next position up to `stop`.
 
-        An interrupt leaves the last whole step.
+        After an interrupt, the state is that of the last complete step.
         """
         bound = self._bound[self._offset & 1]
         for place in range(self.place, stop):
@@ -130,7 +130,7 @@ class Replay:
             self._taken = taken
 
     def _bind(self, place: int) -> Bound:
-        """Put what a place is given, and its states, into the place of the first."""
+        """Bind the calls to the inputs and states of a position."""
         turn = (place + self._offset) & 1
         owners = dict(enumerate(self._places[place], 1))
         owners |= {0: self._states[turn], _AFTER: self._states[1 - turn]}
@@ -142,21 +142,21 @@ class Replay:
         return calls[0] if len(calls) == 1 else partial(_one_by_one, calls)
 
     def prove(self, examples: Sequence[Sequence[Tensor]]) -> None:
-        """Compare steps at several places with those of the function itself.
+        """Compare steps at several positions with those of the function itself.
 
-        Afterwards state, place and what the places are given are as they were.
+        Afterwards the state, the position and the inputs are unchanged.
 
         Parameters
         ----------
         examples
-            Several lists of a state and what a place gives.
+            Several lists of a state and the inputs at a position.
 
         Raises
         ------
         ReplayError
-            If they differ: by a bit where one thread runs loops, else by more than
-            rounding, since threads add up in any order, and libraries may take another
-            way for numbers that lie elsewhere.
+            If they differ: by any bit if loops run on one thread; else by more than
+            rounding, because threads add up in any order, and libraries may choose
+            another algorithm for other memory addresses.
         """
         state, taken, offset = self.state.clone(), self._taken, self._offset
         last = len(self._places) - 1
@@ -178,11 +178,11 @@ class Replay:
         self.set(state)
 
     def _prove_one(self, state: Tensor, given: Sequence[Tensor]) -> None:
-        """Compare the step at the next place, from some state."""
+        """Compare the step at the next position, from some state."""
         copies = [tensor.clone() for tensor in (state, *given)]
         try:
             expected = self._function([*copies, *self._constants])
-        except LinAlgError:  # a matrix without a factor, and so no step to compare
+        except LinAlgError:  # a failed factorization: no step to compare
             self.skip()
             return
         self.set(state)
@@ -204,7 +204,7 @@ def _check_roles(
     calls: Sequence[Call],
     constants: Sequence[Tensor],
 ) -> None:
-    """Refuse results that share their memory with something else."""
+    """Raise an error if results share memory with other tensors."""
     distinct = len(roles) == len(first) + 2
     fixed = {_storage(c) for c in constants}
     whole = all(r.untyped_storage().nbytes() == r.nbytes for r in results)
@@ -222,14 +222,14 @@ def _one_by_one(calls: Sequence[Bound]) -> None:
 def _placed_call(
     call: Call, roles: dict[int, int], owners: dict[int, Tensor]
 ) -> partial[Any]:
-    """Return a call with other tensors in the place of the first."""
+    """Return a call with other tensors in place of the first."""
     arguments = [_placed(a, roles, owners) for a in call.arguments]
     options = {name: _placed(a, roles, owners) for name, a in call.options.items()}
     return partial(call.function, *arguments, **options)
 
 
 def _placed(argument: Any, roles: dict[int, int], owners: dict[int, Tensor]) -> Any:
-    """Return the same view of another tensor, where an argument is to be replaced."""
+    """Return the same view of another tensor, if an argument is to be replaced."""
     if isinstance(argument, list | tuple):
         return [_placed(one, roles, owners) for one in argument]
     if not torch.is_tensor(argument):

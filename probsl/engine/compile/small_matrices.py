@@ -1,6 +1,6 @@
-"""Operations on small matrices, written out so that they become compiled loops.
+"""Decompositions of small-matrix operations, so that they become compiled loops.
 
-For a product, a Cholesky factor, a triangular solve or a running sum inductor calls
+For a product, a Cholesky factor, a triangular solve or a cumulative sum inductor calls
 torch, which for a few numbers takes a hundred times as long as the arithmetic.
 """
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-# Up to here loops are faster, and take no longer to compile: multiplications of a
-# product, rows of a matrix that is factored and of one that is solved by, and length
-# of a running sum.
+# Up to these sizes loops are faster, and take no longer to compile: multiplications of
+# a product, rows of a matrix to factorize and of a triangular system, and length of a
+# cumulative sum.
 _MULTIPLICATIONS = 50_000
 _FACTORED = 6
 _SOLVED = 12
 _LENGTH = 32
-# A library takes up to ten times as long for a result of fewer columns than this as for
-# the same turned around.
+# For a result with fewer columns than this, a library takes up to ten times as long as
+# for its transpose.
 _NARROW = 32
 
 
 def written_out(table: Mapping[Any, Callable[..., Any]]) -> dict[Any, Any]:
-    """Return a table of decompositions with those of small matrices before others."""
+    """Return a table of decompositions that tries those for small matrices first."""
     own: dict[Any, Callable[..., Any]] = {
         aten.mm.default: _product,
         aten.bmm.default: _product,
@@ -48,7 +48,7 @@ def written_out(table: Mapping[Any, Callable[..., Any]]) -> dict[Any, Any]:
 def _either(
     own: Callable[..., Any], other: Callable[..., Any] | None
 ) -> Callable[..., Any]:
-    """Return a decomposition that asks another where it has no answer itself."""
+    """Return a decomposition that falls back to another if it does not apply."""
 
     def decomposed(*arguments: Any, **options: Any) -> Any:
         result = own(*arguments, **options)
@@ -60,19 +60,19 @@ def _either(
 
 
 def drop_checks(graph: GraphModule) -> None:
-    """Drop the checks of factors that were written out.
+    """Remove the checks of factorizations that were decomposed.
 
-    Where there is no factor they are NaN, and so is the objective: such a step is not
-    made.
+    If the factorization fails its result is NaN, and so is the objective: such a step
+    is skipped.
     """
     for node in list(graph.graph.nodes):
         checks = node.target is aten._linalg_check_errors.default
-        # What torch computes comes in a tuple with the factor.
+        # Torch's own factorization returns a tuple.
         if checks and node.args[0].target is not operator.getitem:
             graph.graph.erase_node(node)
 
 
-# Each returns NotImplemented where its matrices are too large.
+# Each returns NotImplemented if its matrices are too large.
 def _product(one: Tensor, other: Tensor) -> Any:
     rows, columns = one.shape[-2], other.shape[-1]
     if not one.is_floating_point():
@@ -106,7 +106,7 @@ def _cholesky(
         columns.append(torch.nn.functional.pad(column, (i, 0)))
         below = column[..., 1:]
         rest = rest[..., 1:, 1:] - below.unsqueeze(-1) * below.unsqueeze(-2)
-    # torch's own factors and solutions lie column by column
+    # torch's own factors and solutions are column-major
     info = torch.zeros_like(matrix[..., 0, 0], dtype=torch.int32)
     return torch.stack(columns, -2).mT, info
 
@@ -153,7 +153,7 @@ def _running_product(
 def _earlier(
     values: Tensor, dim: int, dtype: torch.dtype | None, neutral: int
 ) -> Tensor | None:
-    """Return, on a new axis before an axis, what lies no further than each place."""
+    """Return, on a new axis, the entries up to each position; others are neutral."""
     size = values.shape[dim] if values.dim() else 0
     if not 0 < size <= _LENGTH:
         return None

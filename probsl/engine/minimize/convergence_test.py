@@ -1,4 +1,4 @@
-"""When a minimization has converged."""
+"""Tests whether a minimization has converged."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from probsl.engine.minimize.minimum import Verdict
 
 
 class ConvergenceTest:
-    """Tells a minimum from a tail that flattens out, once little is left to gain.
+    """Distinguishes a minimum from a flattening tail, once little is left to gain.
 
-    At both the decrement is below tolerance. Towards a minimum Newton's steps shrink,
-    down to rounding; along a tail they stay as they are, for slope and curvature fade
-    together.
+    The decrement is below tolerance at both. Newton steps shrink to rounding error near
+    a minimum; along a tail they keep their length, because gradient and curvature
+    decrease together.
 
     Parameters
     ----------
     descent
-        The walk to judge.
+        The minimization to judge.
     needed
-        How many small steps in a row make a minimum.
+        Number of consecutive small steps that make a minimum.
     patience
-        How many large steps in a row, worth next to nothing, are let pass.
+        Number of consecutive large steps of almost no gain that are allowed.
     """
 
     def __init__(self, descent: Descent, *, needed: int, patience: int) -> None:
@@ -38,16 +38,16 @@ class ConvergenceTest:
         self._lasting = torch.zeros_like(descent.x)
 
     def judge(self, step: Tensor, width: Tensor, decrement: float) -> Verdict | None:
-        """Judge the full step [d] from here.
+        """Judge the full step [d] from the current point.
 
         Parameters
         ----------
         step
-            The step to the bottom of the model.
+            The step to the minimum of the model.
         width
-            Distance [d] over which each coordinate matters here.
+            Distance [d] over which each coordinate matters at the current point.
         decrement
-            What the step is worth; infinite where the model has no bottom.
+            Predicted gain of the step; infinite if the model is unbounded below.
         """
         relative = self.relative(step, width)
         lasts = (relative > LONG_SHARE) & (step.abs() > 0.9 * self._previous)
@@ -72,7 +72,7 @@ class ConvergenceTest:
         return Verdict(Ending.CONVERGED) if too_many else None
 
     def tail(self) -> Verdict | None:
-        """Return UNBOUNDED if the last steps lasted, until rounding stopped them."""
+        """Return UNBOUNDED if steps stayed long until rounding stopped the search."""
         lasted = self._lasting >= min(3, self._patience)
         if not bool(lasted.any()):
             return None
@@ -81,9 +81,9 @@ class ConvergenceTest:
     def relative(self, step: Tensor, width: Tensor) -> Tensor:
         """Return a step [d] in units of its coordinates.
 
-        The unit is the one at the start: along a tail that of today grows without bound
-        (and so does the coordinate). Where the start was on a tail itself, that of
-        today is the smaller one. Steps that only rounding makes are small.
+        The unit is the one at the start: along a tail the current one grows without
+        bound (and so does the coordinate). If the start itself was on a tail, the
+        current unit is the smaller one. Steps caused by rounding alone are small.
         """
         descent = self._descent
         rounding = 100 * descent.precision / descent.step_tolerance * descent.x.abs()

@@ -1,8 +1,8 @@
-"""The shape of an objective near a point: slope, Hessian, and the steps they allow.
+"""Local quadratic model of an objective: gradient, Hessian, and the steps they give.
 
-Vectors of coordinates stay tensors of the caller's dtype, on the caller's device. What
-is d x d becomes float64 numpy, so that the linear algebra adds no error of its own to a
-float32 objective; what counts as rounding depends on the objective's own dtype.
+Vectors of coordinates stay tensors of the caller's dtype, on the caller's device. d x d
+matrices become float64 numpy, so that the linear algebra adds no error of its own to a
+float32 objective; the rounding tolerance depends on the objective's own dtype.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Spectrum", "curvature_scale", "trust_region"]
 
-# A larger scale is an accident of the point it was measured at; of a smaller one the
-# square is no number.
+# A larger scale is an accident of the point at which it was measured; the square of a
+# smaller one underflows.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-80, 1e10
 
 
 def curvature_scale(
     diagonal: NDArray[np.float64], x: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the distance [d] over which each coordinate bends the objective by half.
+    """Return the distance [d] at which each coordinate's curvature adds one half.
 
-    That is 1 / sqrt|H_ii|. A coordinate without curvature there, or with a negative
-    one, which tells little about its size, is measured by max(|x_i|, 1) instead.
+    That is 1 / sqrt|H_ii|. A coordinate of zero or negative curvature, which says
+    little about its scale, gets max(|x_i|, 1) instead.
     """
     fallback = np.maximum(np.abs(x), 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -39,7 +39,7 @@ def curvature_scale(
 
 
 class Spectrum:
-    """Eigenvalues of a Hessian in scaled coordinates, and the steps they allow.
+    """Eigenvalues of a Hessian in scaled coordinates, and the steps they give.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ class Spectrum:
     precision
         Machine epsilon of the numbers from which the Hessian was computed.
     negligible
-        Slopes and negative curvatures, in scaled coordinates, below which nothing can
-        be gained.
+        Gradients and negative curvatures, in scaled coordinates, below which nothing
+        can be gained.
 
     Attributes
     ----------
@@ -61,8 +61,8 @@ class Spectrum:
     vectors
         Orthonormal eigenvectors [d, d], in columns.
     null
-        Boolean [d]: the eigenvalue cannot be told from zero. Rounding the entries of a
-        matrix with unit diagonal moves its eigenvalues by up to about d * precision.
+        Boolean [d]: the eigenvalue is indistinguishable from zero. Rounding the entries
+        of a matrix with unit diagonal moves its eigenvalues by up to d * precision.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Spectrum:
         return rotated
 
     def is_bowl(self, gradient: NDArray[np.float64]) -> bool:
-        """Return whether no direction curves down or slopes without curving."""
+        """Return whether the model is bounded below: no descent without curvature."""
         slope = np.abs(self.rotated(gradient))
         return bool(
             np.all(self._flat[self.null])
@@ -105,8 +105,8 @@ class Spectrum:
     def step(self, gradient: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
         """Return the best step [d] of the quadratic model within the radius.
 
-        Flat directions along which nothing is to be gained are left out, as a
-        pseudo-inverse does.
+        Flat directions along which nothing can be gained are left out, as with a
+        pseudo-inverse.
         """
         slope = self.rotated(gradient)
         idle = self._flat & (np.abs(slope) <= self._negligible)
@@ -116,14 +116,14 @@ class Spectrum:
         return scaled
 
 
-@np.errstate(over="ignore")  # of a square: it is only asked whether that is large
+@np.errstate(over="ignore")  # of a square: only whether it is large matters
 def trust_region(
     values: NDArray[np.float64], slope: NDArray[np.float64], radius: float
 ) -> NDArray[np.float64]:
     """Minimize slope'p + p' diag(values) p / 2 over the steps no longer than a radius.
 
-    The exact solution, by the secular equation in the offset from the leftmost pole, so
-    that nothing cancels, with the hard case: Moré and Sorensen (1983), "Computing a
+    The exact solution, by the secular equation in the offset from the leftmost pole (to
+    avoid cancellation), with the hard case: Moré and Sorensen (1983), "Computing a
     trust region step", SIAM J. Sci. Stat. Comput. 4, 553-572; Nocedal and Wright
     (2006), section 4.3.
 
@@ -134,7 +134,7 @@ def trust_region(
     slope
         Gradient [d] along the same basis.
     radius
-        Length of the longest step, may be infinite where all curvatures are positive.
+        Length of the longest step; may be infinite if all curvatures are positive.
 
     Returns
     -------
@@ -143,14 +143,14 @@ def trust_region(
 
     Examples
     --------
-    At a saddle the gradient says nothing, the curvature says all:
+    At a saddle point the gradient is zero, and the step follows the curvature:
 
     >>> import numpy as np
     >>> trust_region(np.array([-1.0, 2.0]), np.zeros(2), 0.5) + 0.0
     array([0.5, 0. ])
     """
     size = float(np.abs(slope).max())
-    if size > 1e100:  # it dwarfs any curvature, and its square is no number
+    if size > 1e100:  # it exceeds any curvature, and its square overflows
         return -radius * (slope / size) / np.linalg.norm(slope / size)
     lowest = int(np.argmin(values))
     if values[lowest] > 0:

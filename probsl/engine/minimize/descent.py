@@ -1,4 +1,4 @@
-"""The state of a running minimization, and the tests that classify its end."""
+"""State of a running minimization, and the tests that classify how it ends."""
 
 from __future__ import annotations
 
@@ -29,48 +29,48 @@ if TYPE_CHECKING:
 
 __all__ = ["Descent"]
 
-# Further than this on a log scale, e^20 = 5e8, and a density has left what data show.
+# Farther than this on a log scale, e^20 = 5e8, a density no longer describes the data.
 FAR_ON_LOG_SCALE = 20.0
-# No units of measurement make a density so much narrower than it was at the start.
+# No choice of units makes a density narrower than at the start by this factor.
 NARROWEST = 1e-20
-# A step of this share of a coordinate's unit, worth nothing, is no rounding.
+# A step of this share of a coordinate's unit, without gain, is not due to rounding.
 LONG_SHARE = 5e-3
-# Distances, in units of the coordinates, at which influence is looked for.
+# Distances, in units of the coordinates, at which to test for influence.
 ELSEWHERE = (0.1, -1.0)
 
 
 class Descent:
-    """Where a minimization stands, what it saw there, and how it came.
+    """The current point of a minimization, its derivatives, and its history.
 
     Parameters
     ----------
     landscape
         The objective.
     start
-        Where to begin [d].
+        Initial point [d].
     tolerance, max_steps, callback
         As in `probsl.engine.minimize.minimize.minimize`.
 
     Attributes
     ----------
     start
-        Where it began [d].
+        Initial point [d].
     x, value, gradient
         The last accepted point [d], the objective there with its penalty, and the
-        gradient [d] without. Accepted points never rise by more than rounding, so the
-        last one is the best.
+        gradient [d] without it. An accepted step never raises the objective by more
+        than rounding, so the last point is the best.
     hessian
-        Hessian [d, d] at ``x``, or None where it was not formed.
+        Hessian [d, d] at ``x``, or None if it was not computed.
     losses
         Objective at the start and after each step.
     unit
         Distance [d] over which each coordinate mattered at the start.
     influential
-        Indices of the coordinates that change the objective at all.
+        Indices of the coordinates that affect the objective.
     travel
-        How far each coordinate [d] has come since it last turned back.
+        How far each coordinate [d] has moved since it last changed direction.
     wary
-        Whether rounding has misled the search, so that it looks more closely.
+        Whether rounding has misled the search, so that checks are stricter.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Descent:
         self.travel = torch.zeros_like(self.x)
         self._steady = torch.zeros_like(self.x, dtype=torch.bool)
         self.precision = torch.finfo(start.dtype).eps
-        # In units of the objective, a mean over rows: far below what data can tell
+        # In units of the objective, a mean over rows: far below what data can resolve
         # (2e-12 in float64), far above the rounding error of a decrement.
         self.resolution = self.precision**0.75
         self.tolerance = self.resolution if tolerance is None else tolerance
-        # The decrement lets a step along a curvature c be sqrt(2 tolerance / c) long.
-        # Where the curvature is weak that is wide; there the step has to be small, too.
+        # The decrement allows a step of sqrt(2 tolerance / c) along a curvature c. That
+        # is long if the curvature is weak, so the step itself has to be small, too.
         self.step_tolerance = self.precision**0.25
         self._rounding, self._heard = 0.0, 0
         self.kinks = 0
@@ -109,16 +109,16 @@ class Descent:
 
     @property
     def spent(self) -> bool:
-        """Whether no step is left."""
+        """Whether the maximum number of steps is reached."""
         return len(self.losses) > self._max_steps
 
     @property
     def noise(self) -> float:
-        """How large a difference of the objective rounding alone can make."""
+        """The largest change of the objective that rounding alone can cause."""
         return max(10 * self.precision * max(1.0, abs(self.value)), self._rounding)
 
     def begin(self) -> Verdict | None:
-        """Evaluate the start."""
+        """Evaluate the initial point."""
         self.value, self.gradient = self.landscape.slope(self.x)
         self.losses.append(self.value)
         if is_finite(self.value, self.gradient):
@@ -126,7 +126,7 @@ class Descent:
         return Verdict(Ending.NONFINITE, indices(~self.gradient.isfinite()))
 
     def measure(self, *, exact: bool) -> None:
-        """Find the unit of each coordinate, and those without any influence."""
+        """Find the unit of each coordinate, and the coordinates without influence."""
         if exact:
             self.hessian = self.landscape.hessian(self.x)
             self.unit = self.tensor(
@@ -138,7 +138,7 @@ class Descent:
             self.influential = np.flatnonzero((~idle).cpu().numpy())
 
     def noticed(self) -> bool:
-        """Look for influence that could not be seen so far; say whether there is any.
+        """Test again for coordinates with influence; return whether any were found.
 
         A coordinate may matter only once others have moved.
         """
@@ -151,7 +151,7 @@ class Descent:
         return len(self.influential) > before
 
     def flat_here(self) -> Tensor:
-        """Return whether each coordinate [d] changes nothing here."""
+        """Return whether each coordinate [d] has zero derivatives at this point."""
         flat = self.gradient == 0
         if self.hessian is not None:
             flat &= torch.from_numpy(~self.hessian.any(axis=1)).to(flat.device)
@@ -160,9 +160,9 @@ class Descent:
         return flat
 
     def flat_elsewhere(self) -> Tensor:
-        """Return whether each coordinate [d] has no slope at other places either.
+        """Return whether each coordinate [d] has zero gradient at other points, too.
 
-        Flat at one point, such as a saddle, is not yet without influence.
+        A coordinate that is flat at one point, such as a saddle, may have influence.
         """
         flat = torch.ones_like(self.x, dtype=torch.bool)
         angles = torch.arange(len(self.x), dtype=self.x.dtype, device=self.x.device)
@@ -175,7 +175,7 @@ class Descent:
         return flat
 
     def accept(self, x: Tensor, value: float, gradient: Tensor) -> None:
-        """Make a step, and tell the callback."""
+        """Accept a step, and call the callback."""
         move, change = x - self.x, gradient - self.gradient
         onward = move * self.travel >= -0.1 * self.travel**2
         self.travel = torch.where(onward, self.travel, 0.0) + move
@@ -187,10 +187,10 @@ class Descent:
             self.influential = np.union1d(self.influential, moved)
         self.losses.append(value)
         if self._callback and self._callback(len(self.losses) - 1, value, x.clone()):
-            raise KeyboardInterrupt  # one case: somebody has seen enough
+            raise KeyboardInterrupt  # handled like an interrupt by the user
 
     def listen(self) -> None:
-        """Measure what rounding does to the objective here."""
+        """Measure the rounding error of the objective at the current point."""
         if self._heard == len(self.losses):
             return
         self._heard = len(self.losses)
@@ -200,18 +200,18 @@ class Descent:
             self._rounding = max(self._rounding, rounding)
 
     def rounding_here(self, unit: Tensor) -> float:
-        """Return what rounding does here, whatever it did on the way.
+        """Return the rounding error at the current point, ignoring earlier points.
 
         Parameters
         ----------
         unit
-            Distance [d] over which each coordinate matters here.
+            Distance [d] over which each coordinate matters at the current point.
         """
         self._heard = len(self.losses)
         here = (self.x, self.value, self.gradient)
         enough = self.resolution
         rounding = rounding_at(self.landscape, here, unit, count=4, enough=enough)
-        if not rounding <= enough:  # then look more closely
+        if not rounding <= enough:  # then measure more precisely
             rounding = rounding_at(self.landscape, here, unit, count=6, enough=enough)
         self._rounding = rounding if math.isfinite(rounding) else 0.0
         return self.noise
@@ -219,7 +219,7 @@ class Descent:
     def rounding_near(
         self, x: Tensor, value: float, gradient: Tensor, unit: Tensor
     ) -> float:
-        """Return what rounding does to the objective near another point [d]."""
+        """Return the rounding error of the objective near another point [d]."""
         measured = rounding_at(
             self.landscape,
             (x, value, gradient),
@@ -230,9 +230,9 @@ class Descent:
         return max(10 * self.precision * max(1.0, abs(value)), measured)
 
     def reach(self) -> NDArray[np.float64]:
-        """Return how far a step of each coordinate [d] may well go.
+        """Return a plausible step length for each coordinate [d].
 
-        That is its unit, or where it is larger its size.
+        That is the larger of its unit and its absolute value.
         """
         return np.maximum(array(self.unit), np.abs(array(self.x)))
 
@@ -246,7 +246,7 @@ class Descent:
         x, value, gradient
             The point [d], the objective and its gradient [d] there.
         careful
-            Whether to look even if the slopes at both ends explain the drop.
+            Whether to check even if the gradients at both ends explain the decrease.
         """
         drop = self.value - value
         if drop <= max(self.noise, self.resolution):
@@ -271,13 +271,13 @@ class Descent:
         )
 
     def flat_tail(self, loose: Tensor | None = None) -> Verdict | None:
-        """Return UNBOUNDED where coordinates that mattered matter no more, far away.
+        """Return UNBOUNDED if coordinates have lost their influence, far away.
 
         Parameters
         ----------
         loose
-            Whether each coordinate [d] is still to move, where rounding hides what that
-            is worth. These need not have flat_tail to nothing, only far enough.
+            Whether each coordinate [d] would still move if rounding did not hide the
+            gain. These need not have flattened completely, only far enough.
         """
         if self.hessian is None:
             return None
@@ -294,11 +294,11 @@ class Descent:
         return Verdict(Ending.UNBOUNDED, indices(ran), flattening=True)
 
     def unbounded(self) -> Verdict | None:
-        """Return UNBOUNDED where the objective visibly falls without bound.
+        """Return UNBOUNDED if the objective visibly decreases without bound.
 
-        Either a coordinate has run very far down one and the same slope. Or the
-        objective has become a spike, narrower than data can be precise, while a
-        coordinate that is free to move (the log of its width) went on and on.
+        Either a coordinate has moved very far along a constant gradient. Or the
+        objective has become a spike, narrower than the precision of any data, while
+        a coordinate that is free to move (the log of its width) diverged.
         """
         far = self._steady & self._downhill()
         far &= self.travel.abs() > self.precision**-0.8
@@ -317,7 +317,7 @@ class Descent:
         return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
 
     def ends_at_nonfinite(self) -> Verdict | None:
-        """Return UNBOUNDED where a long fall ends only because numbers do."""
+        """Return UNBOUNDED if a long decrease ends only at the limits of the dtype."""
         ran = self._downhill() & (self.travel.abs() > FAR_ON_LOG_SCALE)
         if self.hessian is not None:
             bend = self.tensor(np.abs(np.diag(self.hessian)))
@@ -326,17 +326,17 @@ class Descent:
         return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
 
     def _downhill(self) -> Tensor:
-        """Return whether each coordinate [d] still goes on down, and steeply."""
+        """Return whether each coordinate [d] is still moving along a steep descent."""
         steep = self.gradient.abs() > self.tolerance
         return steep & (self.gradient * self.travel < 0)
 
     def tensor(self, values: NDArray[np.float64]) -> Tensor:
         """Return an array as a tensor like ``x``."""
-        # A copy, for a diagonal is read-only.
+        # A copy, because a diagonal is read-only.
         return torch.tensor(values, device="cpu").to(self.x)
 
     def minimum(self, verdict: Verdict) -> Minimum:
-        """Return where the walk ended."""
+        """Return the result of the minimization."""
         null = verdict.null_space
         return Minimum(
             x=self.x,
@@ -353,7 +353,7 @@ class Descent:
 
 
 def is_finite(value: float, gradient: Tensor) -> bool:
-    """Return whether the objective and all its slopes are numbers."""
+    """Return whether the objective and its gradient are finite."""
     return math.isfinite(value) and bool(gradient.isfinite().all())
 
 

@@ -1,11 +1,11 @@
-"""Whether directions without curvature are free: judged elsewhere than at one point.
+"""Whether directions without curvature are free, tested away from the minimum.
 
-A Hessian is zero where a direction is free, but also at the turn of a curve of the
-fourth order, on a level stretch between two kinks, and at a point where code such as
-``log1p(exp(-abs(x)))`` bends without its derivative's noticing. So one goes aside:
-along a free direction nothing is gained or lost, or what was lost is made good
-elsewhere than where one came from. Along any other one comes back. And from a saddle
-of higher order the way leads down.
+The Hessian is zero along a free direction, but also at the minimum of a quartic, on a
+flat segment between two kinks, and where automatic differentiation misses the curvature
+of code such as ``log1p(exp(-abs(x)))``. So the point is moved along the direction and
+minimized again: if the direction is free, the objective stays constant, or a minimum is
+found away from the old one. Otherwise the search returns to the old one. From a saddle
+point of higher order, the objective decreases.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["free_part", "level_at", "lower_aside"]
 
-# How far aside, in units of the coordinates.
+# Distances of the points to test, in units of the coordinates.
 ASIDE = (1e-3, 0.1, 1.0)
-# So much of the way must be left for a direction to be free.
+# Share of the displacement that must remain for a direction to be free.
 LEFT = 0.5
-# So many directions are followed one by one; more are taken for free.
+# Up to this many directions are tested one by one; more are assumed to be free.
 FOLLOWED = 10
-# Steps of the way back.
+# Steps of each test minimization.
 BACK = 60
 
 
@@ -49,7 +49,7 @@ def lower_aside(
     Parameters
     ----------
     descent
-        Where it stands, by its Hessian at a minimum.
+        The current point, a minimum according to its Hessian.
     directions
         Directions [d, k], in units of the coordinates.
     width
@@ -79,7 +79,7 @@ def free_part(
     descent, directions, width
         As for `lower_aside`.
     descend
-        Leads down to a minimum.
+        Minimizes from a given point.
     """
     count = directions.shape[1]
     signs = np.cos(1.0 + np.arange(count))
@@ -102,7 +102,7 @@ def free_part(
         )
         way.unit = descent.tensor(width)
         if way.begin() is not None:
-            left[k, k] = 1.0  # nothing can be seen from there
+            left[k, k] = 1.0  # nothing can be evaluated from there
             continue
         descend(way)
         moved = (way.x - descent.x).double().cpu().numpy() / width
@@ -115,9 +115,9 @@ def free_part(
 def level_at(
     objective: Callable[[Tensor], Tensor], x: Tensor, minimum: Minimum
 ) -> bool:
-    """Whether the free directions of a minimum are level at another point [d], too.
+    """Whether the free directions of a minimum are flat at another point [d], too.
 
-    So they are where columns or parameters are redundant.
+    They are if columns or parameters are redundant.
     """
     if minimum.null_space is None or minimum.hessian is None:
         return False
@@ -128,7 +128,7 @@ def level_at(
 
 
 def _level(descent: Descent, step: Array, reach: float) -> bool:
-    """Whether a step [d] of some length is level, on both sides."""
+    """Whether the objective is constant along a step [d] of a length, on both sides."""
     sides = (descent.x + descent.tensor(s * reach * step) for s in (1.0, -1.0))
     values = [descent.landscape.slope(x)[0] for x in sides]
     rise = max(abs(value - descent.value) for value in values)

@@ -1,9 +1,9 @@
-"""Ends that rounding hides: a minimum, a tail, or what these numbers cannot resolve.
+"""Ends hidden by rounding: a minimum, a tail, or a point the dtype cannot resolve.
 
-Where rounding makes larger differences than a search looks for, slope and curvature
-at a point prove nothing: noise has minima everywhere. What is visible from farther away
-decides. A minimum rises on both sides; a tail rises on one side alone, and beyond it
-nothing is gained or lost that could be told from rounding.
+If rounding errors are larger than the tolerance of the search, gradient and curvature
+at a point prove nothing: noise has minima everywhere. The objective is then compared at
+larger distances. It rises on both sides of a minimum; on a tail it rises on one side
+only, and on the other side it changes by no more than rounding.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 
 __all__ = ["hidden_end", "weak_directions"]
 
-# Rounding that is so many times what a search looks for may hide an end.
+# Rounding of this many times the resolution of a search may hide an end.
 VISIBLE = 10
-# How far is looked, in shares of the size of the coordinates.
+# Distances of the test points, in shares of the size of the coordinates.
 REACHES = (0.03, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-# How many times rounding a rise must be where rounding is loud.
+# Multiple of the rounding error that a rise must exceed if rounding is large.
 LOUD = 100
-# A tail falls less than this, per row, where it is as long as the way to it.
+# A tail decreases by less than this, per row, over a distance like that travelled.
 STEEP = 0.1
-# Share of a rise that the slope at its end must account for.
+# Share of a rise that the directional derivative at its end must account for.
 CLIMB = 0.1
-# How often a point beside a curved valley is led back to its floor.
+# Maximum number of corrections of a point next to a curved valley to its floor.
 CORRECTIONS = 4
-# Share of a direction that a coordinate must hold to be named.
+# Share of a direction that a coordinate must have to be reported.
 NAMED = 0.3
-# Directions are one if the cosine between them is as large.
+# Directions are the same if the cosine between them is at least this.
 SAME = 0.9
 
 
 class Place(NamedTuple):
-    """A point [d] with its value, and how much of that may be rounding."""
+    """A point [d] with its value and gradient, and the rounding error of the value."""
 
     x: Tensor
     value: float
@@ -56,19 +56,19 @@ class Place(NamedTuple):
 
 
 def hidden_end(descent: Descent, model: Model) -> Verdict | None:
-    """Judge an end where rounding is larger than what the search looks for.
+    """Judge an end at which rounding exceeds the resolution of the search.
 
     Parameters
     ----------
     descent
-        Where it ended. It may be left for a place nearby that is known better.
+        State at the end. It may move to a nearby point of smaller rounding error.
     model
-        The model there.
+        The quadratic model there.
 
     Returns
     -------
     Verdict or None
-        None where rounding hides nothing, or a minimum can be seen in spite of it.
+        None if rounding hides nothing, or a minimum is visible in spite of it.
     """
     unit = np.minimum(model.width, array(descent.unit))
     rounding = descent.rounding_here(descent.tensor(unit))
@@ -79,7 +79,7 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
         sides = [_side(descent, model, here, s * direction) for s in (1.0, -1.0)]
         rises = [rise for rise, _ in sides]
         if None in rises:
-            return None  # a way down that is plain to see is not hidden
+            return None  # a clearly visible decrease is not hidden
         if all(rises):
             continue
         steep = abs(float(array(descent.gradient) @ direction)) > STEEP
@@ -95,16 +95,16 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
 
 
 def _go_to_surest(descent: Descent, here: Place, places: list[Place]) -> None:
-    """Go to the place that is surely the lowest."""
+    """Move to the point with the lowest upper bound on its value."""
     best = min([here, *places], key=lambda place: place.value + place.rounding)
     if best is not here and not descent.spent:
         descent.accept(best.x, best.value, best.gradient)
 
 
 def weak_directions(descent: Descent, model: Model) -> list[Array]:
-    """Return the directions [d] along which rounding may hide most.
+    """Return the directions [d] along which rounding may hide the most.
 
-    The one of the least curvature, and Newton's, as long as coordinates are large.
+    The one of least curvature, and the Newton step, each scaled to the coordinates.
     """
     assert descent.hessian is not None
     free, reach = descent.influential, descent.reach()
@@ -122,7 +122,7 @@ def weak_directions(descent: Descent, model: Model) -> list[Array]:
 def _on_the_floor(
     descent: Descent, model: Model, point: tuple[Tensor, float, Tensor]
 ) -> tuple[Tensor, float, Tensor]:
-    """Return a point brought down to the floor of a curved valley, if there is one."""
+    """Return a point corrected to the floor of a curved valley, if there is one."""
     for _ in range(CORRECTIONS):
         lower = model.corrected(point[0], point[2])
         if lower is None:
@@ -137,9 +137,9 @@ def _on_the_floor(
 def _side(
     descent: Descent, model: Model, here: Place, direction: Array
 ) -> tuple[bool | None, list[Place]]:
-    """Return whether the objective visibly rises on one side, and the places seen.
+    """Return whether the objective visibly rises on one side, and the points tested.
 
-    None: it visibly falls.
+    None: it visibly decreases.
     """
     places: list[Place] = []
     loudest = here.rounding
@@ -154,19 +154,19 @@ def _side(
         if not math.isfinite(rounding):
             return True, places
         places.append(Place(x, value, gradient, rounding))
-        loudest = max(loudest, rounding)  # a quiet place among loud ones is luck
+        loudest = max(loudest, rounding)  # one small error among large ones is chance
         change = value - here.value
-        # Where rounding is loud, that much more must be seen of a rise.
+        # If rounding is large, a rise must be larger by that much.
         quiet = loudest <= 2 * max(descent.step_tolerance, here.rounding)
         needed = 1 if quiet else LOUD
         if change > here.rounding + needed * loudest:
-            # A rise that the slope does not show is rounding, and all beyond it is.
-            # The slope of a penalty is not in the gradient.
+            # A rise that the gradient does not confirm is rounding, as is all beyond.
+            # The gradient does not include the penalty.
             smooth = descent.landscape.l1 is None
             climbs = float(gradient @ (x - here.x)) > CLIMB * change
             return climbs or not smooth, places
         if -change > LOUD * loudest:
             return None, places
         if needed > 1 or -change > here.rounding + loudest:
-            break  # nothing farther out can be believed
+            break  # values farther out are unreliable
     return False, places

@@ -1,12 +1,12 @@
-"""Down to a minimum that lies on kinks, and the proof that it is one.
+"""Nonsmooth minimization: finds a minimum that lies on kinks, and proves it.
 
 The absolute value of a Laplace likelihood, relu, clamp and max have kinks, and minima
-like to lie on them: d coefficients of a median regression go through d of the points.
-No Newton step leads there. BFGS with a weak line search does, as it learns from the
-slopes on both sides (Lewis and Overton 2013). Its end is proven by the slopes around:
-where a mean of them, weighted by what their tangents miss, is zero, no way leads down.
-As long as it is not, that mean shows a way down or a side not seen yet (Wolfe 1975;
-Lemaréchal 1989, "Nondifferentiable optimization").
+often lie on them: a median regression with d coefficients interpolates d of the points.
+Newton steps do not converge there. BFGS with a weak Wolfe line search does, because it
+uses gradients from both sides (Lewis and Overton 2013). A bundle of nearby gradients
+proves optimality: if a convex combination, weighted by linearization errors, is zero,
+there is no descent direction. Otherwise it gives a descent direction or an unexplored
+side (Wolfe 1975; Lemaréchal 1989, "Nondifferentiable optimization").
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 __all__ = ["cross_kinks", "descend_kinks"]
 
-# Turns of descent and proof.
+# Alternations of descent and proof.
 TURNS = 8
-# Up to so many coordinates each one's unit is measured.
+# Up to this many coordinates, the unit of each is measured.
 MEASURED = 50
-# Between two looks at whether the end is reached.
+# Steps between two convergence tests.
 PAUSE = 10
-# The last step aside, in units: what the slope there says holds here.
+# Shortest trial step, in units: a gradient there is valid at the current point.
 ASIDE = 1e-7
-# Rounds of one proof, and further ones for each coordinate.
+# Iterations of one proof, and additional ones per coordinate.
 ROUNDS, FURTHER = 20, 5
 
 
 class Slope(NamedTuple):
-    """The objective and its slope somewhere near: a tangent.
+    """The objective and its gradient at a nearby point: a linearization.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Slope(NamedTuple):
     gradient
         The gradient [d], without the penalty.
     slope
-        The slope [d] along the axes of the ground, penalty included.
+        The gradient [d] along the axes of the `Ground`, penalty included.
     """
 
     x: Tensor
@@ -66,26 +66,26 @@ class Slope(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether all of it are numbers."""
+        """Whether all values are finite."""
         return is_finite(self.value, self.gradient)
 
 
 class Ground:
-    """The objective along axes that fit it, and the slopes seen last.
+    """The objective in scaled axes, and the most recent linearizations.
 
     Parameters
     ----------
     descent
-        Where to begin.
+        State at the initial point.
 
     Attributes
     ----------
     axes
-        Steps [d, d], in columns, along which the objective bends by one half each.
+        Steps [d, d], in columns, along each of which the curvature adds one half.
     seen
-        The last slopes.
+        The most recent linearizations.
     inverse
-        What the search knows of the inverse Hessian [d, d] along the axes.
+        The BFGS inverse Hessian [d, d] along the axes.
     """
 
     def __init__(self, descent: Descent) -> None:
@@ -99,9 +99,9 @@ class Ground:
         self.inverse = np.eye(self.size)
 
     def _fit_axes(self) -> None:
-        """Turn and stretch the axes by the bends that steps along them meet.
+        """Rotate and scale the axes by finite differences of gradients along them.
 
-        Far steps: what bends the objective may be kinks alone.
+        The steps are long, because the only curvature may come from kinks.
         """
         bends = np.zeros((self.size, self.size))
         for i, step in enumerate(np.eye(self.size)):
@@ -117,17 +117,17 @@ class Ground:
 
     @property
     def noise(self) -> float:
-        """How much rounding can change the objective; kinks nearby are no rounding."""
+        """The rounding error of the objective; nearby kinks are not counted."""
         descent = self.descent
         return 10 * descent.precision * max(1.0, abs(descent.value))
 
     def here(self) -> Slope:
-        """Return where the descent stands."""
+        """Return the linearization at the current point."""
         descent = self.descent
         return self._slope(descent.x, descent.value, descent.gradient)
 
     def look(self, step: Array) -> Slope:
-        """Evaluate at a step [d], along the axes, from where the descent stands."""
+        """Evaluate at a step [d], along the axes, from the current point."""
         x = self.descent.x + self.descent.tensor(self.axes @ step)
         found = self._slope(x, *self.descent.landscape.slope(x))
         if found.finite:
@@ -135,11 +135,11 @@ class Ground:
         return found
 
     def go(self, there: Slope) -> None:
-        """Make a step."""
+        """Accept a step."""
         self.descent.accept(there.x, there.value, there.gradient)
 
     def misses(self, tangents: list[Slope]) -> Array:
-        """Return by how much each tangent [m] is off here, and no less than far ones.
+        """Return the linearization error [m] of each tangent, larger for distant ones.
 
         Kiwiel (1985), "Methods of descent for nondifferentiable optimization".
         """
@@ -162,9 +162,9 @@ class Ground:
 
 
 def cross_kinks(descent: Descent) -> Verdict | None:
-    """Go down from where a smooth search is stuck, and judge the end.
+    """Minimize from the point at which a smooth search is stuck, and judge the end.
 
-    None: no kinks are near the end, and a smooth search may go on from there.
+    None: no kinks are near the end, and a smooth search may continue from there.
     """
     for _ in range(TURNS):
         before = descent.value
@@ -182,12 +182,12 @@ def cross_kinks(descent: Descent) -> Verdict | None:
 
 
 def descend_kinks(descent: Descent) -> Verdict:
-    """Go down over kinks, without a judgment."""
+    """Minimize over kinks, without proving the end."""
     return run_down(Ground(descent)) or Verdict(Ending.STALLED)
 
 
 def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
-    """Say what kind of end it is where a mean of tangents is level."""
+    """Return the verdict at a point where a mean of gradients is zero."""
     descent = ground.descent
     center_zeros(descent, ground.noise)
     slopes = np.stack([t.slope for t in tangents])
@@ -216,7 +216,7 @@ def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
 
 
 def center_zeros(descent: Descent, noise: float) -> None:
-    """Put penalized coordinates that are as good as zero at the center exactly."""
+    """Set penalized coordinates that are almost at the center to it exactly."""
     if descent.landscape.l1 is None:
         return
     center, weight = descent.landscape.l1
@@ -231,9 +231,9 @@ def center_zeros(descent: Descent, noise: float) -> None:
 
 
 def units(descent: Descent) -> Array:
-    """Return the distance [d] over which each coordinate bends the objective visibly.
+    """Return the distance [d] over which each coordinate has visible curvature.
 
-    Kinks bend it, too, which no Hessian shows: of few coordinates it is measured.
+    The Hessian misses the effect of kinks, so for few coordinates it is measured.
     """
     unit = array(descent.unit).copy()
     if len(unit) > MEASURED:
@@ -262,7 +262,7 @@ def units(descent: Descent) -> Array:
 
 
 def run_down(ground: Ground) -> Verdict | None:
-    """Go down by BFGS, Lewis and Overton (2013), until no step improves.
+    """Minimize by BFGS, Lewis and Overton (2013), until no step improves.
 
     "Nonsmooth optimization via quasi-Newton methods", Math. Program. 141.
     """
@@ -292,7 +292,7 @@ def run_down(ground: Ground) -> Verdict | None:
 def weak_search(
     ground: Ground, here: Slope, direction: Array
 ) -> tuple[Slope | None, Array]:
-    """Search a line for a point that is lower and less steep, by bisection."""
+    """Find a point that satisfies the weak Wolfe conditions, by bisection."""
     start = float(here.slope @ direction)
     low, high, t = 0.0, math.inf, 1.0
     if not start < 0:
@@ -312,7 +312,7 @@ def weak_search(
 
 
 def learn(ground: Ground, step: Array, change: Array, *, first: bool) -> None:
-    """Bring the inverse Hessian up to date with a step [d] and a change [d] of slope.
+    """Update the inverse Hessian with a step [d] and the change [d] of the gradient.
 
     Nocedal and Wright (2006), equation 6.17.
     """
@@ -328,7 +328,7 @@ def learn(ground: Ground, step: Array, change: Array, *, first: bool) -> None:
 
 
 def closest(ground: Ground) -> list[Slope]:
-    """Return the tangents seen last that hold best here."""
+    """Return the recent linearizations with the smallest error at this point."""
     if not ground.seen:
         return [ground.here()]
     order = np.argsort(ground.misses(ground.seen))[: 2 * ground.size + 10]
@@ -336,10 +336,10 @@ def closest(ground: Ground) -> list[Slope]:
 
 
 def level(ground: Ground, tangents: list[Slope]) -> tuple[Array, bool, Array]:
-    """Return the tangents' best mean slope [d], whether it is level, and the weights.
+    """Return the best mean gradient [d], whether it is zero, and its weights [m].
 
-    Half its square, and what the tangents miss, is what the best step could gain where
-    the objective bends as its units say.
+    Half its squared norm plus the mean linearization error is the gain of the best step
+    under the curvature that the units imply.
     """
     slopes = np.stack([t.slope for t in tangents])
     missed = ground.misses(tangents)
@@ -351,9 +351,9 @@ def level(ground: Ground, tangents: list[Slope]) -> tuple[Array, bool, Array]:
 
 
 def prove(ground: Ground) -> list[Slope] | None:
-    """Return tangents with a mean that is level here, or None where none is found.
+    """Return linearizations whose mean gradient is zero, or None if none are found.
 
-    As long as the mean is not level, it shows a way down, or a side not seen yet.
+    As long as the mean is not zero, it gives a descent direction or an unexplored side.
     """
     descent = ground.descent
     tangents = closest(ground)
@@ -377,15 +377,15 @@ def prove(ground: Ground) -> list[Slope] | None:
         if lower:
             ground.go(there)
         elif not there.finite or float(there.slope @ mean) > 0.5 * steep:
-            return None  # nothing new is to be seen: rounding
+            return None  # no new information: rounding
         tangents = [*tangents[: 3 * ground.size + 30], there]
     return None
 
 
 def spike(ground: Ground) -> Verdict | None:
-    """Return UNBOUNDED where the objective is narrower than data can be precise.
+    """Return UNBOUNDED if the objective is narrower than the precision of any data.
 
-    While a coordinate that is free to move (the log of the width) went on and on.
+    That is, while a coordinate that is free to move (the log of the width) diverged.
     """
     descent = ground.descent
     slope = array(descent.gradient.abs())

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Rows of the Hessian in one batched product: memory grows with it, time stops falling.
+# Rows of the Hessian per batched product: more use more memory but save no time.
 CHUNK = 64
-# Up to so many rows go one by one, each as the slope of a sum: several at once need
-# grad_outputs=, at whose first use torch imports sympy for half a second.
+# Up to this many rows are computed one by one, as gradients of a sum: a batch needs
+# grad_outputs=, and at its first use torch imports sympy for half a second.
 FEW = 64
 
 
@@ -32,7 +32,7 @@ class Landscape:
     objective
         Maps a tensor [d] to a scalar tensor, twice differentiable where finite.
     l1
-        Center [d] and weight [d] of an absolute-value penalty, which counts in the
+        Center [d] and weight [d] of an absolute-value penalty, which is included in the
         value but not in the derivatives. None: no penalty.
     """
 
@@ -48,7 +48,7 @@ class Landscape:
     def slope(self, x: Tensor) -> tuple[float, Tensor]:
         """Return the value, penalty included, and the gradient [d] without it.
 
-        A matrix that cannot be factorized makes a point as bad as a value that is NaN.
+        A matrix that cannot be factorized is treated like a value of NaN.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""The inverse Hessian of L-BFGS, from the last steps."""
+"""The inverse Hessian approximation of L-BFGS."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class LimitedMemory:
-    """An inverse Hessian known from the last steps and the changes of slope they made.
+    """An inverse Hessian approximated from recent steps and gradient changes.
 
     The two-loop recursion, Nocedal and Wright (2006), algorithm 7.4.
 
     Parameters
     ----------
     scale
-        Unit of each coordinate [d]: the inverse Hessian starts as its square.
+        Unit of each coordinate [d]: its square is the initial inverse Hessian.
     size
-        How many steps are remembered.
+        Number of steps to remember.
     """
 
     def __init__(self, scale: Tensor, size: int = 15) -> None:
@@ -35,7 +35,7 @@ class LimitedMemory:
         self._pairs, self._factor = [], 1.0
 
     def update(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step [d] and the change [d] of slope, if they show curvature."""
+        """Remember a step [d] and gradient change [d], if they show curvature."""
         curvature = float(step @ change)
         scaled = self.scale * change
         bend = float(scaled @ scaled)

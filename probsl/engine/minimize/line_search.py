@@ -1,4 +1,4 @@
-"""A line search for Wolfe's conditions."""
+"""A line search for the Wolfe conditions."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 def wolfe_search(
     descent: Descent, direction: Tensor, slope: Tensor, first: float
 ) -> tuple[tuple[Tensor, float, Tensor] | None, bool]:
-    """Search a line for a point that is low and less steep: Wolfe's conditions.
+    """Find a point along a direction that satisfies the Wolfe conditions.
 
-    Brackets and interpolates, Nocedal and Wright (2006), section 3.5; where rounding
-    hides the decrease the slope decides: Hager and Zhang (2005), SIAM J. Optim. 16.
+    Brackets and interpolates, Nocedal and Wright (2006), section 3.5. If rounding hides
+    the decrease, the gradient decides: Hager and Zhang (2005), SIAM J. Optim. 16.
 
     Parameters
     ----------
     descent
-        Where the line starts.
+        State at the start of the line.
     direction
-        Where it leads to [d].
+        Search direction [d].
     slope
         Gradient [d] at the start.
     first
-        The first point to try, in units of the direction.
+        The first step length to try, in units of the direction.
 
     Returns
     -------
     tuple
         The point, its value and gradient, or None; and whether the search ended at
-        points that are not finite.
+        nonfinite values.
     """
     start = float(slope @ direction)
     low, value_low, slope_low = 0.0, descent.value, start
@@ -72,10 +72,10 @@ def wolfe_search(
 
 
 def between(width: float, rise: float, slope: float, slope_end: float) -> float:
-    """Return where a cubic with these ends is lowest, kept away from both of them.
+    """Return the minimizer of a cubic interpolant, kept away from both ends.
 
-    Nocedal and Wright (2006), equation 3.59. Where the far end is not a number, a small
-    part of the way.
+    Nocedal and Wright (2006), equation 3.59. If the far end is not finite, a small
+    fraction of the width.
     """
     if math.isnan(rise):
         return 0.1 * width

@@ -1,4 +1,4 @@
-"""L-BFGS for many vectors at once: where each of them stands, and its next trial."""
+"""L-BFGS for many vectors at once: the state of each, and its next trial point."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Lockstep", "Many"]
 
-# Small steps in a row that make an end.
+# Consecutive small steps that end a search.
 CALM = 2
-# Steps that are remembered, and trials along one line before it is given up.
+# Steps to remember, and trials along one line before it is given up.
 MEMORY, TRIALS = 15, 20
-# Up to this many coordinates a Hessian tells the units.
+# Up to this many coordinates, the Hessian gives the units.
 HESSIAN_LIMIT = 300
-# Armijo's and Wolfe's conditions.
+# Constants of the Armijo and Wolfe conditions.
 DECREASE, STEEPNESS = 1e-4, 0.9
 
 
 @dataclass(frozen=True, eq=False)
 class Many:
-    """The ends of many minimizations.
+    """The results of many minimizations.
 
     Attributes
     ----------
     x
         Best point of each [k, d].
     values
-        Objective there [k], penalty included; NaN or infinite where the start was bad.
+        Objective there [k], penalty included; NaN or infinite if the start was bad.
     settled
-        Whether each [k] came to where a step is worth less than the tolerance.
+        Whether each [k] reached a point where a step gains less than the tolerance.
     history
         Objective of each at the start and after each round [rounds + 1, k].
     rounds
@@ -58,7 +58,7 @@ class Many:
 
 
 class Lockstep:
-    """Where all of them stand. What has no axis of length k is for the active ones."""
+    """The state of all searches; tensors without an axis of k are for active ones."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Lockstep:
         self._unit = torch.ones_like(starts[0])
 
     def begin(self) -> None:
-        """Evaluate the starts; those that are not finite end there."""
+        """Evaluate the initial points; searches with nonfinite values end there."""
         x = self._all_x
         values, gradients = self._slopes(x)
         self._all_values = values
@@ -103,7 +103,7 @@ class Lockstep:
         self._aim(torch.ones_like(self.active, dtype=torch.bool))
 
     def advance(self) -> None:
-        """Try one point for each; take it where it is good."""
+        """Try one point for each search; accept it if it is good."""
         self.round += 1
         self._rounds[self.active] = self.round
         trial = self._x + self._t[:, None] * self._directions
@@ -117,7 +117,7 @@ class Lockstep:
         start = self._slopes_along
         if self._l1 is None:
             low = change <= DECREASE * self._t * start
-            # Where rounding hides the decrease the slope decides.
+            # If rounding hides the decrease, the gradient decides.
             low |= (change <= noise) & (along.abs() <= STEEPNESS * start.abs())
             long = (along >= STEEPNESS * start) | (self._tries >= TRIALS // 2)
         else:
@@ -133,7 +133,7 @@ class Lockstep:
         self._all_values[self.active] = self._values
         self._history.append(self._all_values.clone())
         stuck = ~taken & (self._tries >= TRIALS)
-        # A memory misled by a kink or by rounding is forgotten, once.
+        # A memory misled by a kink or by rounding is cleared, once.
         forgetful = stuck & (self._inverses[:, 0] != 0)
         self._inverses[forgetful], self._factors[forgetful] = 0.0, 1.0
         self._aim(taken | forgetful, lost=stuck & ~forgetful)
@@ -145,7 +145,7 @@ class Lockstep:
         return float(self._all_values[lowest]), self._all_x[lowest].clone()
 
     def ends(self, *, interrupted: bool) -> Many:
-        """Return where they stand."""
+        """Return the results."""
         history = self._history or [self._all_values]
         return Many(
             self._all_x,
@@ -157,7 +157,7 @@ class Lockstep:
         )
 
     def _slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values, penalty included, and gradients without."""
+        """Return values, penalty included, and gradients without it."""
         values, gradients = slopes_of(self._objective, x, self._mine())
         if self._l1 is not None:
             center, weight = self._l1
@@ -165,7 +165,7 @@ class Lockstep:
         return values, gradients
 
     def _measured(self, x: Tensor) -> Tensor:
-        """Return the unit of each coordinate, at the first start for all of them."""
+        """Return the unit of each coordinate, measured at the first start for all."""
         if len(x) <= HESSIAN_LIMIT:
             try:
                 landscape = Landscape(single(self._objective, self._extra, 0))
@@ -178,27 +178,27 @@ class Lockstep:
         return x.abs().clamp(min=1.0)
 
     def _mine(self) -> Any:
-        """Return what tells the active ones apart."""
+        """Return the extra arguments of the active searches."""
         if self._extra is None or len(self.active) == len(self._all_x):
             return self._extra
         return each_tensor(lambda tensor: tensor[self.active], self._extra)
 
     def _aim(self, fresh: Tensor, lost: Tensor | None = None) -> None:
-        """Give those without a line a new one, and let go who has arrived."""
+        """Give searches without a direction a new one, and end those that converged."""
         slopes = self._pseudo_gradients()
         directions = -self._inverse_hessian_times(slopes)
         if self._l1 is not None:
             wrong = (self._l1[1] > 0) & (directions * slopes >= 0)
             directions = torch.where(wrong, 0.0, directions)
         along = (slopes * directions).sum(1)
-        # One such step may be a turn of a curved valley; two in a row are the floor.
+        # One such step may be a bend of a curved valley; two in a row are its floor.
         small = -along / 2 < self._tolerance
         self._calm = torch.where(
             fresh, torch.where(small, self._calm + 1, 0), self._calm
         )
         done = fresh & ((self._calm >= CALM) | (small & (along == 0)))
         if lost is not None:
-            # Rounding may hide what is left, but not far down a slope without end.
+            # Rounding may hide the remaining gain, but not if a search is diverging.
             hidden = (10 * self._precision * self._values.abs()).clamp(max=1e-3)
             done |= lost & (
                 -self._slopes_along / 2 <= hidden.clamp(min=self._tolerance)
@@ -218,7 +218,7 @@ class Lockstep:
             self._keep(~over)
 
     def _keep(self, chosen: Tensor) -> None:
-        """Go on with some of the active ones."""
+        """Keep some of the active searches."""
         if bool(chosen.all()):
             return
         self.active = self.active[chosen]
@@ -233,19 +233,19 @@ class Lockstep:
         change: Tensor,
         along: Tensor,
     ) -> None:
-        """Choose the next point of each line by a bracket, and a parabola within it."""
+        """Choose the next point of each line by bracketing and a parabola within."""
         t = self._t
         self._low = torch.where(low & ~taken, t, self._low)
         self._high = torch.where(low, self._high, t)
         width = self._high - self._low
-        # The parabola through the start with its slope, and this point.
+        # The parabola through the start, with its derivative, and this point.
         curved = 2 * (change - t * self._slopes_along)
         bottom = -self._slopes_along * t * t / curved
         inside = torch.maximum(bottom, self._low + 0.1 * width)
         inside = torch.minimum(inside, self._low + 0.5 * width)
         inside = torch.where(finite, inside, self._low + 0.1 * width)
         inside = torch.where(inside.isfinite(), inside, self._low + 0.5 * width)
-        # Beyond: where the slope, followed on, would vanish.
+        # Beyond: where the extrapolated directional derivative would vanish.
         bend = (along - self._slopes_along) / t
         beyond = torch.where(bend > 0, t - along / bend, 4 * t)
         beyond = torch.maximum(2 * t, torch.minimum(beyond, 10 * t))
@@ -254,7 +254,7 @@ class Lockstep:
     def _take(
         self, taken: Tensor, x: Tensor, values: Tensor, gradients: Tensor
     ) -> None:
-        """Make the steps that are good, and remember them."""
+        """Accept the good steps, and remember them."""
         step = torch.where(taken[:, None], x - self._x, 0.0)
         change = torch.where(taken[:, None], gradients - self._gradients, 0.0)
         curvature = (step * change).sum(1)
@@ -278,9 +278,9 @@ class Lockstep:
         self._gradients = torch.where(taken[:, None], gradients, self._gradients)
 
     def _inverse_hessian_times(self, vectors: Tensor) -> Tensor:
-        """Return L-BFGS's inverse Hessians times vectors [k, d], latest step first.
+        """Return the L-BFGS inverse Hessians times vectors [k, d], latest step first.
 
-        The two-loop recursion; a pair that is not there has an inverse of zero.
+        The two-loop recursion; a missing pair has a reciprocal curvature of zero.
         """
         used = int((self._inverses != 0).any(0).sum()) if len(vectors) else 0
         weights = []
@@ -297,7 +297,7 @@ class Lockstep:
         return vectors
 
     def _pseudo_gradients(self) -> Tensor:
-        """Return the steepest one-sided slopes; those of no penalty are gradients."""
+        """Return the steepest one-sided derivatives; without a penalty, gradients."""
         if self._l1 is None:
             return self._gradients
         center, weight = self._l1
@@ -306,7 +306,7 @@ class Lockstep:
         return torch.where(side == 0, within, gradients + weight * side)
 
     def _within_orthant(self, trial: Tensor) -> Tensor:
-        """Stop penalized coordinates at the center that they would cross."""
+        """Stop penalized coordinates at the center if they would cross it."""
         assert self._l1 is not None
         center, weight = self._l1
         offset = self._x - center
@@ -335,5 +335,5 @@ _STATE = (
 
 
 def _pushed(rows: Tensor, first: Tensor) -> Tensor:
-    """Put a row before the others [k, rows, ...], and let the last one go."""
+    """Insert a row before the others [k, rows, ...], and drop the last one."""
     return torch.cat([first[:, None], rows[:, :-1]], 1)

@@ -1,11 +1,10 @@
-"""Many minimizations side by side, each evaluation one vectorized call for them all.
+"""Many minimizations in parallel, with one vectorized call per evaluation.
 
-Several starts of one problem, or a batch of problems that differ by numbers only (the
-weights of the rows, of a prior), go down in lockstep by L-BFGS. Every round gives each
-of them one trial point; a step is taken where the point is good, elsewhere it is moved
-along its line, so that nobody waits for the line search of another. The ends are
-good to a tolerance, and `probsl.engine.minimize.minimize` says of one what kind of
-end it is.
+Several starts of one problem, or a batch of problems that differ only in numbers (the
+weights of the rows, of a prior), are minimized in lockstep by L-BFGS. Each round
+evaluates one trial point per search. A good point is accepted; otherwise the trial
+moves along its line, so no search waits for the line search of another. Results are
+accurate to a tolerance; `probsl.engine.minimize.minimize` classifies a single one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Many", "minimize_many", "vectorizes"]
 
-# Rounds that everyone has, however few the others took.
+# Minimum number of rounds for each search, however few the others took.
 FEWEST = 20
 
 
@@ -44,36 +43,36 @@ def minimize_many(
     Parameters
     ----------
     objective
-        Maps a tensor [d], and where there is an `extra` its slice, to a scalar tensor;
-        `torch.func.vmap` and `torch.func.grad` must be able to run it.
+        Maps a tensor [d], and its slice of `extra` if there is one, to a scalar tensor;
+        must support `torch.func.vmap` and `torch.func.grad`.
     starts
-        Where to begin [k, d].
+        Initial points [k, d].
     extra
         Tensors in any nesting of tuples, lists and dicts, each with k entries along its
-        first axis: what tells the k problems apart.
+        first axis: the arguments in which the k problems differ.
     tolerance
-        What the next step would still gain at the end; None: 1e-9, or the 3/4 power
-        of the machine precision where that is more.
+        Predicted gain of the next step at which a search ends; None: 1e-9, or the 3/4
+        power of the machine precision if that is larger.
     max_steps
-        Rounds at most.
+        Maximum number of rounds.
     patience
-        When half have settled, the others get this many times the rounds those took,
-        and no fewer than 20; what lags behind is often on a tail without end.
+        Once half have converged, the others get this many times the rounds those took,
+        but at least 20; searches that lag behind are often on an infinite tail.
     l1
         Center and weight of a penalty ``sum(weight * abs(x - center))``, as in
         `probsl.engine.minimize.minimize.minimize`.
     callback
         Called after each round with its number, the best objective so far and its
-        point. Returning True ends the search, as a keyboard interrupt does.
+        point. Returning True ends the search, like a keyboard interrupt.
 
     Returns
     -------
     Many
-        Where each of them ended.
+        The result of each search.
 
     Notes
     -----
-    Each evaluation takes the memory of k single ones.
+    Each evaluation takes the memory of k single evaluations.
 
     References
     ----------
@@ -101,7 +100,7 @@ def minimize_many(
         while len(lockstep.active) and lockstep.round < limit:
             lockstep.advance()
             if callback is not None and callback(lockstep.round, *lockstep.best()):
-                raise KeyboardInterrupt  # one case: somebody has seen enough
+                raise KeyboardInterrupt  # handled like an interrupt by the user
             if limit == max_steps and 2 * int(lockstep.settled.sum()) >= len(starts):
                 limit = min(limit, max(FEWEST, patience * lockstep.round))
     except KeyboardInterrupt as error:

@@ -1,10 +1,10 @@
 """The deterministic minimizer of every small full-batch fit.
 
-A function of one flat vector is brought down in two stages: L-BFGS in coordinates
-scaled by the curvature at the start, then, where a Hessian is affordable, Newton's
-method of `probsl.engine.minimize.trust_region`. Where kinks are in the way it goes on
-by the steps of `probsl.engine.minimize.kinks`. With an absolute-value penalty the road
-is the same, and the steps are those of `probsl.engine.minimize.proximal`.
+A function of one flat vector is minimized in two stages: L-BFGS in coordinates scaled
+by the curvature at the start, then, if the Hessian is affordable, the Newton method of
+`probsl.engine.minimize.trust_region`. At kinks it continues with the nonsmooth method
+of `probsl.engine.minimize.kinks`. With an absolute-value penalty the stages are the
+same, with the steps of `probsl.engine.minimize.proximal`.
 """
 
 from __future__ import annotations
@@ -47,55 +47,55 @@ def minimize(
     known_point: Tensor | None = None,
     callback: Callable[[int, float, Tensor], bool | None] | None = None,
 ) -> Minimum:
-    """Minimize a function of one flat vector, and say what kind of end it came to.
+    """Minimize a function of one flat vector, and classify how the search ended.
 
     Parameters
     ----------
     objective
         Maps a tensor [d] to a scalar tensor, twice differentiable by autograd where it
-        is finite. Best a mean over rows, of order one however many there are. At bad
-        points it may be infinite or NaN, or fail to factorize a matrix.
+        is finite. Preferably a mean over rows, so of order one for any number of rows.
+        At bad points it may be infinite or NaN, or fail to factorize a matrix.
     start
-        Where to begin [d]; its dtype and device are those of the answer.
+        Initial point [d]; its dtype and device are those of the result.
     tolerance
-        The decrement g'H⁻¹g / 2, what the best step would still gain, below which the
-        search ends; None: the 3/4 power of the machine precision.
+        The search ends if the decrement g'H⁻¹g / 2, the predicted gain of the best
+        step, is below this; None: the 3/4 power of the machine precision.
     max_steps
-        How many steps may be taken.
+        Maximum number of steps.
     l1
-        Center [d] and weight [d] of a penalty ``sum(weight * abs(x - center))``, weight
-        0 where there is none. Penalized coordinates end exactly at the center where
-        that is best.
+        Center [d] and weight [d] of a penalty ``sum(weight * abs(x - center))``; weight
+        0 means no penalty. Penalized coordinates end exactly at the center if that is
+        optimal.
     newton_limit
-        Up to this many coordinates the exact Hessian is used.
+        Maximum number of coordinates for which the exact Hessian is used.
     idle
-        What to do with coordinates that have no influence on the objective: "ignore"
-        leaves them where they are, "report" makes them null directions.
+        How to treat coordinates that have no influence on the objective: "ignore"
+        leaves them unchanged, "report" reports them as null directions.
     known_point
-        A lower point [d] that is known already; the first step leads there. What the
-        end is judged by, how far it came and in which units, counts from the start.
+        A lower point [d] that is already known; the first step goes there. The tests
+        of the end still measure distances, and their units, from the start.
     callback
         Called with step, objective and point after each step. Returning True ends the
-        search, as a keyboard interrupt does: INTERRUPTED, with the best point so far.
+        search like a keyboard interrupt: INTERRUPTED, with the best point so far.
 
     Returns
     -------
     Minimum
-        The best point and the outcome. Failure is an outcome, not an exception; what
-        the objective raises goes through.
+        The best point and the outcome. Failure is an outcome, not an exception;
+        exceptions raised by the objective are passed on.
 
     Notes
     -----
-    CONVERGED: the decrement is below tolerance, the Newton step is small against every
-    coordinate, and the Hessian is positive definite; at a kink, zero lies in the
+    CONVERGED: the decrement is below tolerance, the Newton step is small relative to
+    every coordinate, and the Hessian is positive definite; at a kink, zero lies in the
     subdifferential. UNIDENTIFIED: the same, but the column-scaled Hessian has
-    eigenvalues that cannot be told from zero, and their directions are free away from
-    the point, too. UNBOUNDED: steps that stay large are worth nothing any more
-    (flattening), or the objective falls without bound. STALLED: no way down is found,
-    and none of this holds.
+    eigenvalues indistinguishable from zero, and their directions are free away from
+    the point, too. UNBOUNDED: steps stay large but no longer gain anything
+    (flattening), or the objective decreases without bound. STALLED: no descent step is
+    found, and none of the above holds.
 
-    Beyond `newton_limit` nobody looks for null directions, and a tail is where going
-    as far again costs nothing.
+    Beyond `newton_limit` null directions are not searched for, and a tail is detected
+    by moving the same distance again without a rise.
 
     References
     ----------
@@ -145,12 +145,12 @@ def minimize(
 
 
 def descend(descent: Descent, *, rough: bool) -> Verdict:
-    """Go down by L-BFGS, Nocedal and Wright (2006), algorithm 7.5.
+    """Minimize by L-BFGS, Nocedal and Wright (2006), algorithm 7.5.
 
-    With a penalty its orthant-wise form: Andrew and Gao (2007), "Scalable training of
+    With a penalty, its orthant-wise form: Andrew and Gao (2007), "Scalable training of
     L1-regularized log-linear models", ICML. A rough descent leaves the last digits, and
-    whatever takes many steps, to `finish`: a Hessian costs some d gradients, so that a
-    few steps of it are cheaper than many here, and they are the more careful ones.
+    anything that takes many steps, to `finish`: a Hessian costs about d gradients, so a
+    few Newton steps are cheaper than many steps here, and more reliable.
     """
     smooth = descent.landscape.l1 is None
     memory = LimitedMemory(descent.unit)
@@ -176,7 +176,7 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
         found, hit_nonfinite = search(descent, direction, slope, first)
         worth = max(descent.tolerance, descent.noise)
         if hit_nonfinite and found is not None and descent.value - found[1] <= worth:
-            found = None  # it would creep along the wall for ever
+            found = None  # it would creep along the boundary forever
         if found is not None:
             memory.update(found[0] - descent.x, found[2] - descent.gradient)
             descent.accept(*found)
@@ -192,17 +192,17 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
 
 
 def descend_anyhow(descent: Descent) -> Verdict:
-    """Go down without a Hessian, over kinks where they are in the way."""
+    """Minimize without a Hessian, with the nonsmooth method if that stalls."""
     verdict = descend(descent, rough=False)
     stalled = verdict.ending is Ending.STALLED
     return descend_kinks(descent) if stalled else verdict
 
 
 def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:
-    """Judge an end without a Hessian: beyond a minimum all rises, and no tail does.
+    """Judge an end without a Hessian, by whether the objective rises beyond it.
 
-    Beyond a quadratic's minimum it rises by as much as it fell on the way there. The
-    ways are those from the start and, as classes are kept apart by a direction, zero.
+    Beyond the minimum of a quadratic it rises by as much as it fell before; on a tail
+    it does not. Tested along the lines from the start and, for separable classes, zero.
     """
     for origin in (start, torch.zeros_like(start)):
         way = descent.x - origin
@@ -213,7 +213,7 @@ def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:
 
 
 def leads_down(descent: Descent, way: Tensor) -> bool:
-    """Whether a way [d] here came down visibly, and would not rise if it went on."""
+    """Whether the objective fell visibly along [d], and would not rise beyond."""
 
     def rise(share: float) -> float:
         return descent.landscape.slope(descent.x + share * way)[0] - descent.value

@@ -1,4 +1,4 @@
-"""Ends of a minimization."""
+"""Results of a minimization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """The end of a minimization.
+    """The result of a minimization.
 
     Attributes
     ----------
@@ -24,24 +24,24 @@ class Minimum:
     value
         Objective there, penalty included.
     hessian
-        Hessian [d, d] there, without the penalty; None where it was not formed.
+        Hessian [d, d] there, without the penalty; None if it was not computed.
     losses
         Objective at the start and after each step.
     steps
-        How many steps were taken.
+        Number of steps taken.
     ending
-        What kind of end it is.
+        How the search ended.
     coordinates
-        What the ending is about: the coordinates in the null directions, those that
-        run off, or those whose derivatives are not finite.
+        The coordinates that the ending concerns: those in the null directions, those
+        that diverge, or those whose derivatives are not finite.
     flattening
-        For UNBOUNDED: True where the objective levels off to a finite value, False
-        where it falls without bound.
+        For UNBOUNDED: True if the objective levels off to a finite value, False if it
+        decreases without bound.
     null_space
         For UNIDENTIFIED: an orthonormal basis [d, k] in column-scaled coordinates,
         that is, of z_i = x_i * sqrt(H_ii).
     hidden
-        Whether rounding hides what lies beyond.
+        Whether rounding hides the objective beyond the end.
     """
 
     x: Tensor
@@ -57,7 +57,7 @@ class Minimum:
 
 
 class Verdict(NamedTuple):
-    """An ending and what it is about; see `Minimum`."""
+    """An ending and its details; see `Minimum`."""
 
     ending: Ending
     coordinates: tuple[int, ...] = ()

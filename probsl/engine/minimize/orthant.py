@@ -1,4 +1,4 @@
-"""Orthant-wise steps along an absolute-value penalty."""
+"""Orthant-wise steps for an absolute-value penalty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def penalty_of(descent: Descent) -> tuple[Tensor, Tensor]:
 
 
 def pseudo_gradient(descent: Descent) -> Tensor:
-    """Return the steepest one-sided slope [d]; 0 where both sides go up.
+    """Return the steepest one-sided derivative [d]; 0 if both sides go up.
 
     Andrew and Gao (2007), equation 4.
     """
@@ -37,7 +37,7 @@ def pseudo_gradient(descent: Descent) -> Tensor:
 
 
 def aligned(descent: Descent, direction: Tensor, slope: Tensor) -> Tensor:
-    """Return the direction [d] without the penalized parts that go up.
+    """Return the direction [d] without the penalized components that go up.
 
     Andrew and Gao (2007), section 3.2.
     """
@@ -50,9 +50,9 @@ def aligned(descent: Descent, direction: Tensor, slope: Tensor) -> Tensor:
 def orthant_search(
     descent: Descent, direction: Tensor, slope: Tensor, first: float
 ) -> tuple[tuple[Tensor, float, Tensor] | None, bool]:
-    """Search a line, bent at the borders of the orthant, for a lower point.
+    """Search a line, projected onto the orthant, for a lower point.
 
-    Parameters and what is returned are those of
+    Parameters and results are those of
     `probsl.engine.minimize.line_search.wolfe_search`.
     """
     center, weight = penalty_of(descent)

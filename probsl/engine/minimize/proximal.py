@@ -1,11 +1,11 @@
-"""Steps for an absolute-value penalty: zeros that are exactly zero.
+"""Steps for an absolute-value penalty, which make coordinates exactly zero.
 
-The penalty ``sum(weight * abs(x - center))`` has a kink at the center, on which the
-steps of Newton and of L-BFGS stall. `orthant_search` and its companions make an L-BFGS
-step that stays in one orthant, where the penalty is linear (Andrew and Gao 2007,
-OWL-QN). `ProximalModel` keeps the penalty as it is beside a quadratic model of the
-rest, and finds the exact minimum of both together (Lee, Sun and Saunders 2014,
-"Proximal Newton-type methods for minimizing composite functions", SIAM J. Optim. 24).
+The penalty ``sum(weight * abs(x - center))`` has a kink at the center, at which Newton
+and L-BFGS steps stall. `orthant_search` and related functions make an L-BFGS step that
+stays in one orthant, where the penalty is linear (Andrew and Gao 2007, OWL-QN).
+`ProximalModel` adds the exact penalty to a quadratic model of the rest, and finds the
+exact minimum of the sum (Lee, Sun and Saunders 2014, "Proximal Newton-type methods for
+minimizing composite functions", SIAM J. Optim. 24).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["ProximalModel", "quadratic_lasso"]
 
 
 class ProximalModel:
-    """A second-order Taylor model beside the penalty as it is.
+    """A second-order Taylor model plus the exact penalty.
 
     It has the attributes and methods of `probsl.engine.minimize.trust_region.Model`.
-    Newton's step and the null directions are those on the face of the present signs and
-    zeros, where the penalty is linear.
+    The Newton step and the null directions are those on the face of the current signs
+    and zeros, where the penalty is linear.
 
     Parameters
     ----------
     descent
-        Where to build it; its Hessian must be there.
+        State at the expansion point; its Hessian must be available.
     """
 
     def __init__(self, descent: Descent) -> None:
@@ -50,7 +50,7 @@ class ProximalModel:
         x, hessian = array(descent.x), descent.hessian
         assert hessian is not None
         self.width = curvature_scale(np.diag(hessian), x)
-        # A plateau has a width without end, which is no reason to leap that far.
+        # A plateau has infinite width, but steps should not become that long.
         reach = np.minimum(self.width, np.maximum(array(descent.unit), np.abs(x)))
         scale = self._scale = reach[free]
         center, weight = penalty_of(descent)
@@ -63,7 +63,7 @@ class ProximalModel:
         self._solve_on_face(hessian)
 
     def _solve_on_face(self, hessian: Array) -> None:
-        """Find the stationary point that keeps all signs and zeros."""
+        """Find the stationary point with the same signs and zeros."""
         descent, here = self._descent, self._here
         free = (self._weight == 0) | (here != 0)
         face: Array = self._free[free]
@@ -100,17 +100,17 @@ class ProximalModel:
         while np.linalg.norm(end - self._here) > 1.5 * radius:
             damping = max(4 * damping, slope / radius, 1e-8)
             end = self._lowest(damping)
-        if self._fall.any():  # down from a saddle, where no slope shows the way
+        if self._fall.any():  # away from a saddle, where the gradient is zero
             fall = min(radius, 1.0) * self._fall
             end = max(end, end + fall, end - fall, key=self._gain)
         distance = radius if damping else float(np.linalg.norm(end - self._here))
         return self._point(end), self._gain(end), distance
 
     def corrected(self, trial: Tensor, gradient: Tensor) -> None:
-        """Leave a trial point [d] as it is."""
+        """Return None: a trial point [d] is not corrected."""
 
     def bottom(self) -> Tensor:
-        """Return the lowest point [d] of model and penalty together."""
+        """Return the minimizer [d] of the model plus penalty."""
         return self._point(self._lowest(0.0))
 
     def residual(self, x: Tensor, gradient: Tensor) -> float:
@@ -120,7 +120,7 @@ class ProximalModel:
         return float(np.linalg.norm(here - shrunk(ahead, self._weight)))
 
     def _lowest(self, damping: float) -> Array:
-        """Minimize model, penalty and a damping of the step, in scaled offsets."""
+        """Minimize model, penalty and a damping term, in scaled offsets."""
         hessian = self._convex + damping * np.eye(len(self._here))
         linear = self._slope - hessian @ self._here
         return quadratic_lasso(hessian, linear, self._weight, start=self._here)
@@ -131,7 +131,7 @@ class ProximalModel:
         return -float(self._slope @ step + step @ self._hessian @ step / 2 + rise)
 
     def _point(self, end: Array) -> Tensor:
-        """Return the point [d] at scaled offsets; where they are 0, the center."""
+        """Return the point [d] at scaled offsets; the center where they are 0."""
         descent = self._descent
         full = array(descent.x).copy()
         full[self._free] = self._center + end * self._scale
@@ -143,7 +143,7 @@ class ProximalModel:
 
 
 def convex_part(hessian: Array, floor: float) -> Array:
-    """Return a matrix [d, d] with its curvatures turned upward, to a floor at least."""
+    """Return a matrix [d, d] with absolute eigenvalues, no smaller than a floor."""
     values, vectors = np.linalg.eigh(hessian)
     if values[0] >= floor:
         return hessian
@@ -152,7 +152,7 @@ def convex_part(hessian: Array, floor: float) -> Array:
 
 
 def shrunk(values: Array, weight: Array) -> Array:
-    """Return the values [d], closer to zero by the weight [d]: soft thresholding."""
+    """Return the values [d], shrunk by the weight [d]: soft thresholding."""
     less: Array = np.sign(values) * np.maximum(np.abs(values) - weight, 0.0)
     return less
 
@@ -162,26 +162,26 @@ def quadratic_lasso(
 ) -> Array:
     """Minimize ``v'Hv / 2 + linear'v + sum(weight * abs(v))`` exactly.
 
-    Coordinate descent finds most signs; then the equations of the coordinates that are
-    not zero are solved as they are, on the way to the solution coordinates that reach
-    zero stay there, and the zero that pulls most is let go, until none pulls: Lee,
-    Battle, Raina and Ng (2006), "Efficient sparse coding algorithms", NIPS.
+    Coordinate descent finds most signs. Then an active-set method solves the equations
+    of the nonzero coordinates, fixes those that reach zero on the way, and frees the
+    zero that most violates the optimality conditions, until none does: Lee, Battle,
+    Raina and Ng (2006), "Efficient sparse coding algorithms", NIPS.
 
     Parameters
     ----------
     hessian
         Positive definite matrix [d, d].
     linear
-        Slope at zero [d].
+        Gradient at zero [d].
     weight
-        Of the penalty [d]; 0 where there is none.
+        Weight of the penalty [d]; 0 for none.
     start
-        A guess [d].
+        Initial guess [d].
 
     Returns
     -------
     NDArray
-        The minimum [d], with zeros that are exact.
+        The minimizer [d], with exact zeros.
 
     Examples
     --------
@@ -220,9 +220,9 @@ def quadratic_lasso(
 def coordinate_descent(
     hessian: Array, linear: Array, weight: Array, *, start: Array, sweeps: int = 30
 ) -> Array:
-    """Sweep over the coordinates until their signs stay, or for some sweeps at most.
+    """Sweep over the coordinates until their signs stay, or up to a maximum.
 
-    Parameters and what is returned are those of `quadratic_lasso`, but for the last
+    Parameters and results are those of `quadratic_lasso`, except for the last
     digits.
     """
     v = start.copy()

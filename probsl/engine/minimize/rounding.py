@@ -1,9 +1,9 @@
-"""What rounding does to an objective, measured at the points where it matters.
+"""The rounding error of an objective, measured at the points where it matters.
 
 Differences of large terms, such as two log gamma functions of large numbers, lose more
-digits than the size of the objective shows. A search that believes them goes down into
-noise. So a drop that the slopes at both of its ends do not explain is held against what
-rounding does there and on the way.
+digits than the size of the objective suggests. A search that trusts them minimizes
+noise. So a decrease that the gradients at both ends do not explain is compared with
+the rounding error there and between.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVEL", "ON_THE_WAY", "SMALL", "explained", "nearby", "rounding_at"]
 
-# How many units in the last place a point is moved, to round another way.
+# Units in the last place by which a point is moved, so that it rounds differently.
 PLACES = 4
-# How far a point is moved, in units, times the root of the error that matters: so that
-# its bend counts for little.
+# Factor of the distance by which a point is moved, in units, times the square root of
+# the error that matters: the effect of curvature is then small.
 APART = 0.1
-# The error is that of the worst of a few points, and what a worse one may be.
+# Safety factor, because the error is the maximum over a few points only.
 MARGIN = 3
-# Shares of a way to a level place at which rounding is looked for: beyond the noise
-# there may be such a place, where all differences are rounded to zero.
+# Fractions of a step to a flat point at which rounding is measured: beyond the noise
+# there may be a flat point, where all differences are rounded to zero.
 ON_THE_WAY = (0.5, 0.25)
-# Where a slope is this share of what it was, a place is level.
+# A point is flat if the directional derivative is this share of its initial value.
 LEVEL = 1e-3
-# Where slopes explain all but this share of a difference, it is no rounding.
+# If gradients explain all but this share of a difference, it is not rounding.
 CURVED = 0.01
-# Rounding is to be this share of a drop, or less.
+# Rounding must be at most this share of a decrease.
 SMALL = 0.25
-# A drop is explained if the slopes at its ends promise as much, to this share.
+# A decrease is explained if the gradients at its ends predict it, to this share.
 SHARE = 0.5
 
 
 def nearby(
     x: Tensor, unit: Tensor, precision: float, count: int, share: float
 ) -> list[Tensor]:
-    """Return points [d] so near to a point [d] that little but rounding differs.
+    """Return points [d] so near to a point [d] that little except rounding differs.
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def nearby(
     precision
         Machine epsilon.
     count
-        How many points.
+        Number of points.
     share
-        How far to go, in units. The error of a difference of large terms may stay as it
-        is over very many neighboring numbers, until the difference has changed by more.
+        Distance, in units. The error of a difference of large terms may be the same for
+        very many neighboring numbers, until the difference has changed by more.
     """
     size = torch.maximum(x.abs(), unit.clamp(max=1.0))
     reach = PLACES * precision * size + share * unit
@@ -73,7 +73,7 @@ def rounding_at(
     count: int,
     enough: float = math.inf,
 ) -> float:
-    """Return how large an error of the objective rounding makes near a point.
+    """Return the rounding error of the objective near a point.
 
     Parameters
     ----------
@@ -84,15 +84,15 @@ def rounding_at(
     unit
         Distance [d] over which each coordinate matters.
     count
-        How many points near it are looked at.
+        Number of nearby points to evaluate.
     enough
-        An error that need not be known better. A larger one may be curvature, between
-        neighboring numbers of a narrow valley, and that is not counted.
+        An error up to this need not be measured more precisely. A larger one may be
+        curvature between neighboring numbers of a narrow valley, which is not counted.
     """
     x, value, gradient = point
     share = APART * math.sqrt(min(enough, 1.0)) if enough < math.inf else 0.0
     near = nearby(x, unit, torch.finfo(x.dtype).eps, count, share)
-    value = value - landscape.penalty(x)  # whose kinks are no rounding
+    value = value - landscape.penalty(x)  # whose kinks are not rounding
     linear = [
         abs(
             landscape.value(other)
@@ -109,7 +109,7 @@ def rounding_at(
     rest = []
     for other in near:
         level, slope = landscape.slope(other)
-        mean = (gradient + slope) / 2  # exact where the slope is linear
+        mean = (gradient + slope) / 2  # exact if the gradient is linear
         level = level - landscape.penalty(other)
         rest.append(abs(level - value - float(mean @ (other - x))))
     if not all(map(math.isfinite, rest)):
@@ -118,13 +118,13 @@ def rounding_at(
 
 
 def explained(drop: float, before: float, after: float) -> bool:
-    """Return whether the slopes at both ends of a step promise its drop.
+    """Return whether the gradients at both ends of a step predict its decrease.
 
     Parameters
     ----------
     drop
-        How much lower the end is.
+        Decrease of the objective over the step.
     before, after
-        Slopes along the step at its start and at its end.
+        Directional derivatives along the step at its start and at its end.
     """
     return abs(drop + (before + after) / 2) <= SHARE * drop

@@ -1,7 +1,7 @@
-"""Products of one matrix with many vectors, as one product of matrices.
+"""Computes products of one matrix with many vectors as one matrix product.
 
-If torch vectorizes the product of one matrix with many vectors, it multiplies once for
-each of them. As one product it takes a sixth of the time, since the matrix is read from
+When torch vectorizes the product of one matrix with many vectors, it multiplies once
+per vector. As one product it takes a sixth of the time, because the matrix is read from
 memory once.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["shared_factors_multiplied_once"]
 
 
 def shared_factors_multiplied_once() -> AbstractContextManager[Any]:
-    """Multiply a factor that a batch shares with the whole batch, for a block.
+    """Multiply a matrix that a batch shares by the whole batch at once, in a block.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def shared_factors_multiplied_once() -> AbstractContextManager[Any]:
 
 @cache
 def _mode() -> Any:
-    """Return the mode of torch's dispatcher, or None where there is no such thing."""
+    """Return the mode of torch's dispatcher, or None if torch has none."""
     try:
         # Not a public name of torch; without it the products take longer.
         from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,7 +60,7 @@ def _mode() -> Any:
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor | None:
-    """Return a batch of products with vectors, if the batch shares the matrix."""
+    """Return a batch of matrix-vector products, if the batch shares the matrix."""
     if one.stride(0) == 0 and other.shape[2] == 1:
         return (one[0] @ other[:, :, 0].T).T.unsqueeze(2)
     if other.stride(0) == 0 and one.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""The least value of a quadratic function over weights that add up to one."""
+"""Minimizes a quadratic function over weights that add up to one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 __all__ = ["lightest"]
 
-# Rounds at most; some 10 to 20 are usual.
+# Maximum number of iterations; 10 to 20 are usual.
 ROUNDS = 60
 
 
@@ -24,9 +24,9 @@ def lightest(quadratic: Array, linear: Array) -> Array:
     Parameters
     ----------
     quadratic
-        Symmetric matrix Q [m, m] without negative curvature.
+        Symmetric positive semidefinite matrix Q [m, m].
     linear
-        Slope a [m].
+        Linear term a [m].
 
     Returns
     -------
@@ -58,7 +58,7 @@ def lightest(quadratic: Array, linear: Array) -> Array:
         matrix = quadratic + np.diag(slack / w)
         try:
             inverse = np.asarray(np.linalg.inv((matrix + matrix.T) / 2), np.float64)
-        except np.linalg.LinAlgError:  # rounding is all that is left to gain
+        except np.linalg.LinAlgError:  # only rounding is left to gain
             break
         newton = _Newton(inverse, w, slack, dual, missing)
         step, rise, turn = newton.toward(-w * slack)
@@ -72,7 +72,7 @@ def lightest(quadratic: Array, linear: Array) -> Array:
 
 
 class _Newton(NamedTuple):
-    """The linear equations of one round, solved but for the right-hand side."""
+    """The linear equations of one iteration, solved up to the right-hand side."""
 
     inverse: Array
     weights: Array
@@ -81,7 +81,7 @@ class _Newton(NamedTuple):
     missing: float
 
     def toward(self, target: Array) -> tuple[Array, float, Array]:
-        """Return the steps of weights, level and slack to a target [m]."""
+        """Return the steps of weights, multiplier and slack to a target [m]."""
         ones = self.inverse.sum(axis=1)
         ahead = self.inverse @ (target / self.weights - self.dual)
         rise = (self.missing - float(ahead.sum())) / float(ones.sum())
@@ -90,7 +90,7 @@ class _Newton(NamedTuple):
 
 
 def _reach(values: Array, step: Array) -> float:
-    """Return how far values [m] may go along a step [m] and stay positive."""
+    """Return how far values [m] can move along a step [m] and stay positive."""
     falling = step < 0
     if not falling.any():
         return 1.0

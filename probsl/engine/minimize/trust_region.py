@@ -1,7 +1,7 @@
-"""Newton's method with the exact Hessian, within the radius in which it is trusted.
+"""Trust-region Newton method with the exact Hessian.
 
-It leaves saddles, follows curved valleys, converges quadratically, and says what kind
-of end it has come to.
+It escapes saddle points, follows curved valleys, converges quadratically, and
+classifies how it ended.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "SmoothModel", "finish"]
 
-# Share of a null direction that a coordinate must hold to be named.
+# Share of a null direction that a coordinate must have to be reported.
 NAMED_SHARE = 1e-2
-# Products of curvatures are to stay numbers.
+# Limit on curvatures, so that their products stay finite.
 LARGEST_CURVATURE = 1e150
-# How often what looked like a minimum may be left for a lower point.
+# How often an apparent minimum may be left for a lower point.
 ESCAPES = 10
-# How often a search may leave kinks behind.
+# How often a search may cross kinks.
 CROSSINGS = 2
-# So many more trials than not must look as if a kink were in the way.
+# A kink is assumed if this many more trials look like one than do not.
 PATIENCE = 4
-# Shares of the expected gain: a step with less is not taken; with less is mended.
+# Shares of the predicted gain below which a step is rejected, and corrected.
 BARELY, POOR = 1e-3, 0.25
 
 
 class Model(Protocol):
-    """A quadratic model of the objective around the point where a descent stands.
+    """A quadratic model of the objective around the current point of a descent.
 
     Attributes
     ----------
     newton
         The step [d] to the model's stationary point.
     decrement
-        How far below the model is there.
+        Decrease of the model at that point.
     is_bowl
         Whether that point is the model's minimum.
     width
-        Distance [d] over which each coordinate bends the model by one half.
+        Distance [d] at which each coordinate's curvature adds one half to the model.
     null_space
-        Directions [d, k] along which the model is level, in column-scaled coordinates.
+        Directions [d, k] along which the model is flat, in column-scaled coordinates.
     """
 
     newton: NDArray[np.float64]
@@ -74,15 +74,15 @@ class Model(Protocol):
         ...
 
     def corrected(self, trial: Tensor, gradient: Tensor) -> Tensor | None:
-        """Return a trial point [d] led back by its gradient [d], if the model can."""
+        """Return a trial point [d] corrected by its gradient [d], or None."""
         ...
 
     def bottom(self) -> Tensor:
-        """Return the lowest point [d]."""
+        """Return the minimizer [d]."""
         ...
 
     def residual(self, x: Tensor, gradient: Tensor) -> float:
-        """Return how far from stationary a point [d] with a gradient [d] is."""
+        """Return a measure of stationarity of a point [d] with a gradient [d]."""
         ...
 
 
@@ -92,7 +92,7 @@ class SmoothModel:
     Parameters
     ----------
     descent
-        Where to build it; its Hessian must be there.
+        State at the expansion point; its Hessian must be available.
     """
 
     def __init__(self, descent: Descent) -> None:
@@ -105,7 +105,7 @@ class SmoothModel:
         self.width = curvature_scale(np.diag(hessian), x)
         width = self.width[self._free]
         columns = self._spectrum_in(width)
-        # A plateau has a width without end, which is no reason to leap that far.
+        # A plateau has infinite width, but steps should not become that long.
         reach = np.minimum(
             width, np.maximum(array(descent.unit), np.abs(x))[self._free]
         )
@@ -136,9 +136,9 @@ class SmoothModel:
         return self._descent.x + self._descent.tensor(full), gain, distance
 
     def corrected(self, trial: Tensor, gradient: Tensor) -> Tensor:
-        """Return a trial point [d] brought back to the floor of a curved valley.
+        """Return a trial point [d] moved back to the floor of a curved valley.
 
-        The slope found there is answered across the step, not along it.
+        A Newton correction for the gradient there, orthogonal to the step.
         """
         spectrum, free = self._spectrum, self._free
         step = array(trial - self._descent.x)[free] / spectrum.scale
@@ -151,7 +151,7 @@ class SmoothModel:
         return trial + self._descent.tensor(full)
 
     def bottom(self) -> Tensor:
-        """Return the end point [d] of Newton's step."""
+        """Return the end point [d] of the Newton step."""
         return self._descent.x + self._descent.tensor(self.newton)
 
     def residual(self, x: Tensor, gradient: Tensor) -> float:
@@ -162,14 +162,14 @@ class SmoothModel:
 
 
 def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
-    """Go down to the last digit by a trust-region Newton method, and judge the end.
+    """Minimize to full precision by a trust-region Newton method, and judge the end.
 
     Parameters
     ----------
     descent
-        Where to begin; it is left at the end.
+        State at the initial point; moves to the final point.
     descend
-        Leads down to a minimum without a Hessian, for a second look.
+        Minimizes without a Hessian, to test null directions.
     """
     crossings = 0
     for _ in range(ESCAPES):
@@ -196,7 +196,7 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
 
 
 def hidden_by_rounding(descent: Descent, end: Model | Verdict) -> Verdict | None:
-    """Judge an end by what rounding does there; None where that hides nothing."""
+    """Judge an end by the rounding error there; None if that hides nothing."""
     if isinstance(end, Verdict):
         if end.ending is not Ending.STALLED:
             return None
@@ -207,7 +207,7 @@ def hidden_by_rounding(descent: Descent, end: Model | Verdict) -> Verdict | None
 
 
 def approach(descent: Descent) -> Model | Verdict:
-    """Go down to what looks like a minimum; return the model there, or another end.
+    """Minimize to an apparent minimum; return the model there, or another end.
 
     Nocedal and Wright (2006), algorithm 4.1 and section 4.3.
     """
@@ -246,9 +246,9 @@ def approach(descent: Descent) -> Model | Verdict:
 def at_minimum(
     descent: Descent, model: Model, descend: Callable[[Descent], Verdict]
 ) -> Verdict | None:
-    """Say what kind of minimum this is: none, one of many, or the only one.
+    """Classify an apparent minimum: not a minimum, one of many, or isolated.
 
-    None: it is no minimum, and the descent has left it for a lower point.
+    None: it is not a minimum, and the descent has left it for a lower point.
     """
     if descent.noticed() and not descent.spent:
         return None
@@ -258,7 +258,7 @@ def at_minimum(
     null = model.null_space
     if not null.shape[1]:
         return Verdict(Ending.CONVERGED)
-    # A plateau has a width without end, which is no reason to leap that far.
+    # A plateau has infinite width, but steps should not become that long.
     unit = np.maximum(array(descent.unit), np.abs(array(descent.x)))
     aside = np.linalg.qr(model.width[:, None] * null / unit[:, None])[0]
     lower = lower_aside(descent, aside, unit)
@@ -275,11 +275,11 @@ def at_minimum(
 
 
 def refine(descent: Descent, model: Model) -> bool:
-    """Take Newton's whole step if it comes much closer to a stationary point.
+    """Take the full Newton step if it comes much closer to a stationary point.
 
-    It doubles the digits until only rounding is left, also along a curved line of
-    minima, where the curvature changes sign. It would go to a saddle just as well, but
-    only as far as its last digits.
+    It doubles the number of correct digits until only rounding is left, also along a
+    curved line of minima, where the curvature changes sign. It would converge to a
+    saddle point as well, but it only changes the last digits.
     """
     x = model.bottom()
     if descent.spent or torch.equal(x, descent.x):
@@ -297,7 +297,7 @@ def refine(descent: Descent, model: Model) -> bool:
 
 
 def model_at(descent: Descent) -> Model | Verdict:
-    """Return the model where the descent stands, or NONFINITE."""
+    """Return the model at the current point, or NONFINITE."""
     if descent.hessian is None:
         descent.hessian = descent.landscape.hessian(descent.x)
     bad = ~(np.abs(descent.hessian) < LARGEST_CURVATURE).all(axis=1)
@@ -314,17 +314,17 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
     Parameters
     ----------
     descent
-        Where to step from.
+        State at the current point.
     model
-        What the objective is expected to do.
+        The quadratic model of the objective.
     radius
-        How far the model is trusted, in scaled coordinates.
+        Trust radius, in scaled coordinates.
 
     Returns
     -------
     tuple
-        How far it is trusted next, 0 where no step was found, negative where a kink is
-        in the way; and whether that was because the objective is not finite further on.
+        The next trust radius, 0 if no step was found, negative if there is a kink; and
+        whether that was because the objective is not finite farther on.
     """
     hit_nonfinite = doubted = False
     while True:
@@ -340,7 +340,7 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
             descent.kinks = descent.kinks + 1 if kinked else max(0, descent.kinks - 1)
             good = quality > BARELY
             if good and doubted and gain <= descent.resolution:
-                return 0.0, False  # all that could be believed is too small to matter
+                return 0.0, False  # any step beyond rounding is too small to matter
             doubted = good and not descent.believes(*point, careful=True)
             if good and not doubted:
                 descent.accept(*point)
@@ -354,7 +354,7 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
 
 
 def is_kink(descent: Descent, trial: Tensor, gradient: Tensor, gain: float) -> bool:
-    """Whether the slope has turned on a short way along which a model sees no bend."""
+    """Whether the gradient jumps along a short step without curvature in the model."""
     step = trial - descent.x
     along = float(descent.gradient @ step)
     turned = abs(float(gradient @ step) - along)
@@ -364,7 +364,7 @@ def is_kink(descent: Descent, trial: Tensor, gradient: Tensor, gain: float) -> b
 def corrected_point(
     descent: Descent, model: Model, gain: float, trial: tuple[Tensor, float, Tensor]
 ) -> tuple[Tensor, float, Tensor]:
-    """Return a trial point, or a lower one nearby where it has left a curved valley."""
+    """Return a trial point, or a lower one nearby if it has left a curved valley."""
     for _ in range(2):
         if quality_of(descent, model, gain, trial) > POOR:
             break
@@ -381,11 +381,11 @@ def corrected_point(
 def quality_of(
     descent: Descent, model: Model, gain: float, trial: tuple[Tensor, float, Tensor]
 ) -> float:
-    """Return the share of an expected gain that a trial point has.
+    """Return the ratio of actual to predicted gain at a trial point.
 
     Rounding counts for the point, not against it (Conn, Gould and Toint (2000),
-    "Trust-region methods", section 17.4.2); where rounding is all that can be seen, the
-    slope must confirm.
+    "Trust-region methods", section 17.4.2). If only rounding is visible, the gradient
+    must confirm the decrease.
     """
     x, value, gradient = trial
     drop = descent.value - value
@@ -400,7 +400,7 @@ def quality_of(
 
 
 def next_radius(radius: float, distance: float, quality: float) -> float:
-    """Return how far to trust a model after a step of such a distance and quality."""
+    """Return the next trust radius after a step of this length and quality."""
     if quality < POOR:
         return 0.25 * distance
     if quality < 0.75 or distance < 0.8 * radius:

@@ -1,4 +1,4 @@
-"""One objective at many points, or many objectives, in one vectorized call."""
+"""Evaluates one objective at many points, or many objectives, in a vectorized call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["each_tensor", "single", "slopes_of", "vectorizes"]
 def vectorizes(
     objective: Callable[..., Tensor], starts: Tensor, extra: Any = None
 ) -> bool:
-    """Return whether a vectorized evaluation works, and agrees with single ones.
+    """Return whether vectorized evaluation works, and agrees with single evaluations.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def vectorizes(
         extra = each_tensor(lambda tensor: tensor[ends], extra)
     try:
         values, gradients = _vectorized(objective, starts, extra)
-    except Exception:  # whatever is wrong with the objective itself shows without vmap
+    except Exception:  # errors of the objective itself show up without vmap
         return False
     precision = math.sqrt(torch.finfo(starts.dtype).eps)
     for i in range(2):
@@ -54,8 +54,8 @@ def slopes_of(
 ) -> tuple[Tensor, Tensor]:
     """Return the values [k] and gradients [k, d] at many points [k, d].
 
-    Where one matrix cannot be factorized the vectorized call fails for all, so that
-    each is then evaluated by itself.
+    If one matrix cannot be factorized, the vectorized call fails for all points, and
+    each is evaluated separately.
     """
     try:
         return _vectorized(objective, x, extra)
@@ -75,7 +75,7 @@ def _vectorized(
         values = _values(objective, x, extra)
         gradients = torch.zeros_like(x)
         if values.requires_grad:
-            # Each value depends on its own point alone, so that a sum tells them apart.
+            # Each value depends only on its own point, so a sum gives all gradients.
             (gradients,) = torch.autograd.grad(values.sum(), x, materialize_grads=True)
     return values.detach(), gradients
 
@@ -95,7 +95,7 @@ def single(
 
 
 def each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Return a nesting of tuples, lists and dicts with another tensor for each.
+    """Apply a function to each tensor in nested tuples, lists and dicts.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Steps of Adam, whose whole arithmetic is one function of tensors."""
+"""Adam steps as a single function of tensors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from probsl.engine.steps.feed import Feed
 
 
-# Rows of the state of Adam's walk: the point, Adam's two moments, and for the whole
-# stage or window the mean of the points and the sums of gradients and their squares.
+# Rows of the state: the point, Adam's two moments, the mean of the points of the stage,
+# and the sums over the window of the gradients and of their squares.
 _X, _FIRST, _SECOND, _MEAN, _DRIFT, _SQUARES = range(6)
 
 
-# Columns of what a place of a block is given beside rows and noise.
+# Columns of the inputs of each step of a block besides rows and noise.
 _RATE, _SECOND_BIAS, _SHARE = range(3)
 
 
 @dataclass(frozen=True)
 class AdamOptions:
-    """Adam's options, as `torch.optim.Adam` has them."""
+    """The options of `torch.optim.Adam`."""
 
     rate: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -36,7 +36,7 @@ class AdamOptions:
 
 
 def adam_options(made: torch.optim.Optimizer) -> AdamOptions | None:
-    """Return the options of plain Adam; None of any other optimizer."""
+    """Return the options of plain Adam; None for any other optimizer."""
     if type(made) is not torch.optim.Adam or len(made.param_groups) != 1:
         return None
     group = made.param_groups[0]
@@ -48,7 +48,7 @@ def adam_options(made: torch.optim.Optimizer) -> AdamOptions | None:
 
 
 def _feasible(state: Tensor) -> Tensor:
-    """Return a state whose sums of squares are such."""
+    """Return a state whose sums of squares are positive."""
     rows = list(state)
     for row in (_SECOND, _SQUARES):
         rows[row] = rows[row].abs() + 0.01
@@ -56,12 +56,12 @@ def _feasible(state: Tensor) -> Tensor:
 
 
 class AdamWalk:
-    """Steps of Adam, whose whole arithmetic is one function of tensors.
+    """Adam steps as a single function of tensors.
 
     Attributes
     ----------
     step
-        That function.
+        The function.
     rate
         The learning rate.
     count
@@ -88,7 +88,7 @@ class AdamWalk:
         self._ahead = torch.stack([*decays, places], 1)
         self._names: list[str] = []
         self._window = 0
-        # Row by row, since each has a size of its own.
+        # Row by row, because each has its own size.
         self.step = Step(self._advance, compared=lambda r: (*r[0], r[1]))
         state = start.detach().new_zeros(6, len(start))
         state[_X] = state[_MEAN] = start.detach()
@@ -107,7 +107,7 @@ class AdamWalk:
 
     @property
     def done(self) -> int:
-        """How many steps of the block have been taken."""
+        """Number of steps of the block taken so far."""
         return self._walk.done if self._walk else 0
 
     @property
@@ -117,7 +117,7 @@ class AdamWalk:
         return self._walk.losses
 
     def load(self, given: Mapping[str, Tensor]) -> None:
-        """Put what the next block of steps is given into place."""
+        """Load the inputs of the next block of steps."""
         self._names = list(given)
         inputs = [self._schedule(), *given.values()]
         if self._walk is None:
@@ -126,7 +126,7 @@ class AdamWalk:
             self._walk.load(inputs)
 
     def run(self, stop: int) -> None:
-        """Take the steps of the block up to the place `stop`."""
+        """Take the steps of the block up to position `stop`."""
         assert self._walk is not None
         before = self._walk.done
         try:
@@ -137,25 +137,25 @@ class AdamWalk:
             self._window += taken
 
     def trace(self) -> bool:
-        """Go on with the graph of the step, where there is one."""
+        """Switch to the graph of the step, if there is one."""
         return self._walk is not None and self._walk.trace()
 
     def is_compiled(self) -> bool:
-        """Return whether the compiled step is at hand."""
+        """Return whether the compiled step is available."""
         return self._walk is not None and self._walk.is_compiled()
 
     def compile(self) -> bool:
-        """Go on with the compiled step, where there is one."""
+        """Switch to the compiled step, if there is one."""
         return self._walk is not None and self._walk.compile()
 
     def begin_stage(self, decay: float) -> None:
-        """Lower the rate, and average anew."""
+        """Lower the rate, and restart the average."""
         self.rate *= decay
         self.count = 1
         self._state[_MEAN] = self._state[_X]
 
     def retreat(self, decay: float) -> None:
-        """Go back to the average of the stage, at a lower rate and without momentum."""
+        """Return to the average of the stage, with a lower rate and zero momentum."""
         self.rate *= decay
         state = self._state.clone()
         state[_X] = state[_MEAN]
@@ -165,16 +165,16 @@ class AdamWalk:
         self._walk.set(state)
 
     def begin_window(self) -> None:
-        """Add up gradients anew."""
+        """Restart the sums of gradients."""
         self._state[_DRIFT:] = 0.0
         self._window = 0
 
     def drifting(self) -> bool:
-        """Return whether the gradients of this window do not average to zero."""
+        """Return whether the mean gradient of this window differs from zero."""
         return drifts(self._state[_DRIFT], self._state[_SQUARES], self._window)
 
     def nonfinite(self) -> tuple[int, ...]:
-        """Return the coordinates whose gradient is not finite here."""
+        """Return the coordinates whose gradient is not finite at this point."""
         assert self._walk is not None
         given = {
             n: t[0] for n, t in zip(self._names, self._walk.inputs[1:], strict=True)
@@ -186,8 +186,8 @@ class AdamWalk:
         return self._walk.state if self._walk else self._start_state
 
     def _schedule(self) -> Tensor:
-        """Return the factors that change from step to step, ``[places, 3]``."""
-        # Few operations on whole columns, since each block waits for them.
+        """Return the factors that vary by step, ``[places, 3]``."""
+        # Few operations on whole columns, because each block waits for them.
         first, second = self._options.betas
         decays = [-(first**self._age), -(second**self._age), 1]
         above, below, scales = torch.tensor(
@@ -203,7 +203,7 @@ class AdamWalk:
     ) -> tuple[Tensor, Tensor]:
         """Return the state after one step, and the loss before it.
 
-        Kingma and Ba (2015), Adam, algorithm 1. A step that is not finite is not made.
+        Kingma and Ba (2015), Adam, algorithm 1. A step that is not finite is skipped.
         """
         named = dict(zip(self._names, given, strict=True))
         x, first, second, mean, drift, squares = state.unbind()
@@ -217,7 +217,7 @@ class AdamWalk:
         drift, squares = drift + gradient, squares + gradient.square()
         after = (x, first, second, mean, drift, squares)
         fine = loss.isfinite() & gradient.isfinite().all()
-        # Row by row, or a compiler writes all rows twice.
+        # Row by row, because otherwise a compiler writes all rows twice.
         rows = zip(after, state.unbind(), strict=True)
         kept = torch.stack([torch.where(fine, row, before) for row, before in rows])
         return kept, torch.where(fine, loss, torch.nan)

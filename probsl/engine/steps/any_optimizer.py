@@ -1,4 +1,4 @@
-"""Steps of any torch optimizer, which is given the loss and its gradient."""
+"""Steps of any torch optimizer, given the loss and its gradient."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 class OptimizerWalk:
-    """Steps of any torch optimizer, which is given the gradient.
+    """Steps of any torch optimizer, given the gradient.
 
     Attributes
     ----------
     step
-        Maps a point and what a place gives to the loss and the gradient.
+        Maps a point and the inputs of a step to the loss and the gradient.
     x
-        The point, shape ``[d]``, which the optimizer moves.
+        The point, shape ``[d]``, which the optimizer updates.
     mean
         The average of the points of this stage.
     losses
         The losses of the block.
     done
-        How many steps of the block have been taken.
+        Number of steps of the block taken so far.
     count
         Steps of this stage.
     """
@@ -72,41 +72,41 @@ class OptimizerWalk:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first group."""
+        """The learning rate of the first parameter group."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def load(self, given: Mapping[str, Tensor]) -> None:
-        """Put what the next block of steps is given into place."""
+        """Load the inputs of the next block of steps."""
         self._names, self._inputs = list(given), list(given.values())
         self.done = 0
 
     def run(self, stop: int) -> None:
-        """Take the steps of the block up to the place `stop`."""
+        """Take the steps of the block up to position `stop`."""
         while self.done < stop:
             self.losses[self.done] = self._one([t[self.done] for t in self._inputs])
             self.done += 1
 
     def trace(self) -> bool:
-        """Go on with the graph of the gradient, where there is one."""
+        """Switch to the graph of the gradient, if there is one."""
         return self.step.trace(self._examples())
 
     def is_compiled(self) -> bool:
-        """Return whether the compiled gradient is at hand."""
+        """Return whether the compiled gradient is available."""
         return self.step.is_compiled(self._examples())
 
     def compile(self) -> bool:
-        """Go on with the compiled gradient, where there is one."""
+        """Switch to the compiled gradient, if there is one."""
         return self.step.compile(self._examples())
 
     def begin_stage(self, decay: float) -> None:
-        """Lower the rate, and average anew."""
+        """Lower the rate, and restart the average."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["lr"] * decay
         self.mean = self.x.detach().clone()
         self.count = 1
 
     def retreat(self, decay: float) -> None:
-        """Go back to the average of the stage, at a lower rate and without momentum."""
+        """Return to the average of the stage, with a lower rate and zero momentum."""
         mean = self.mean.clone()
         self._optimizer.state.clear()
         self.begin_stage(decay)
@@ -115,27 +115,27 @@ class OptimizerWalk:
         self.mean = mean
 
     def begin_window(self) -> None:
-        """Add up gradients anew."""
+        """Restart the sums of gradients."""
         self._sum.zero_()
         self._squares.zero_()
         self._window = 0
 
     def drifting(self) -> bool:
-        """Return whether the gradients of this window do not average to zero."""
+        """Return whether the mean gradient of this window differs from zero."""
         return drifts(self._sum, self._squares, self._window)
 
     def nonfinite(self) -> tuple[int, ...]:
-        """Return the coordinates whose gradient is not finite here."""
+        """Return the coordinates whose gradient is not finite at this point."""
         given = {n: t[0] for n, t in zip(self._names, self._inputs, strict=True)}
         return bad_coordinates(self._objective, self.x.detach(), given)
 
     def _one(self, given: Sequence[Tensor]) -> Tensor:
-        """Take one step and return the loss before it; NaN if it was not made."""
+        """Take one step and return the loss before it; NaN if it was skipped."""
 
         def closure() -> Tensor:
             try:
                 loss, gradient = self.step(self.x.detach(), *given)
-            except LinAlgError:  # a matrix without a factor
+            except LinAlgError:  # a matrix that cannot be factorized
                 loss = gradient = torch.full_like(self.x.detach(), torch.nan)
             self.x.grad = gradient.clone()
             return loss.clone().reshape(-1)[0]
@@ -149,7 +149,7 @@ class OptimizerWalk:
         self._squares += gradient.square()
         self._window += 1
         if isinstance(self._optimizer, torch.optim.LBFGS):
-            self._optimizer.step(closure)  # it evaluates by itself
+            self._optimizer.step(closure)  # it calls the closure itself
         else:
             self._optimizer.step()
         self._move_rate(loss)

@@ -1,4 +1,4 @@
-"""What each first-order step is given: its rows and its noise, a block at a time."""
+"""Inputs of first-order steps: rows and noise, one block of steps at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Steps of one block, of which a whole number fill a window; and what it may hold.
+# Possible numbers of steps per block, each a divisor of a window; and maximum bytes.
 _PLACES = (250, 125, 50, 25, 10, 5, 2, 1)
 _BLOCK_BYTES = 32_000_000
 
@@ -19,7 +19,7 @@ NOISE, WEIGHTS, ROW = "noise", "weights", "row."
 
 
 class Blocks(Protocol):
-    """Where the rows of each step come from, several steps at a time."""
+    """Source of the rows of each step, several steps at a time."""
 
     batch_size: int
 
@@ -29,7 +29,7 @@ class Blocks(Protocol):
         Parameters
         ----------
         steps
-            How many.
+            Number of batches.
 
         Returns
         -------
@@ -41,18 +41,18 @@ class Blocks(Protocol):
 
 
 class Feed:
-    """Rows and noise for step after step.
+    """Rows and noise for each step.
 
     Parameters
     ----------
     places
-        How many steps a block is for; see `places_for`.
+        Number of steps per block; see `places_for`.
     blocks
-        Where the rows come from; None where every step has all of them.
+        Source of the rows; None if every step uses all of them.
     noise
-        From a number of steps to their noise ``[steps, ...]``; None for none.
+        Maps a number of steps to their noise ``[steps, ...]``; None for no noise.
     device
-        Where all of it goes, a block at a time; None leaves it.
+        Device to copy each block to; None for no copy.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Feed:
         self._last: dict[str, Tensor] = {}
 
     def take(self) -> dict[str, Tensor]:
-        """Return what the next block of steps is given, each ``[places, ...]``."""
+        """Return the inputs of the next block of steps, each ``[places, ...]``."""
         if self._kept is not None:
             self._last, self._kept = self._kept, None
             return self._last
@@ -88,14 +88,14 @@ class Feed:
 
     @property
     def gives(self) -> bool:
-        """Whether steps are given anything that varies."""
+        """Whether any input varies between steps."""
         return self._blocks is not None or self._noise is not None
 
     def examples(self, count: int) -> list[dict[str, Tensor]]:
-        """Return what single steps are given, the next block's for the most."""
+        """Return the inputs of single steps, mostly from the next block."""
         if not self.gives:
             return []
-        # Of blocks as large as memory bears a few are enough.
+        # A few are enough if each step fills a block.
         found: list[dict[str, Tensor]] = []
         for _ in range(max(1, min(count, 8) // self.places)):
             block = self.take()
@@ -104,12 +104,12 @@ class Feed:
         return found
 
     def back(self) -> None:
-        """Give the last block once more."""
+        """Return the last block again at the next call."""
         self._kept = self._last
 
 
 def places_for(bytes_per_step: int) -> int:
-    """Return how many steps a block is for, so that it stays small.
+    """Return the number of steps per block, limited by memory.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What first-order steps share: the optimizer, the slope, and signs of rest."""
+"""Common parts of first-order steps: optimizer, gradient, and stationarity test."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _USUAL_RATE = 0.03
 def made_optimizer(
     factory: OptimizerFactory | None, parameters: list[Tensor]
 ) -> torch.optim.Optimizer:
-    """Return the optimizer that a factory makes; None makes Adam.
+    """Return the optimizer that a factory makes; None means Adam.
 
     Raises
     ------
     TypeError
-        If it makes something else.
+        If it makes anything else.
     """
     if factory is None:
         return torch.optim.Adam(parameters, lr=_USUAL_RATE)
@@ -41,9 +41,9 @@ def made_optimizer(
 def slope(
     objective: Objective, x: Tensor, given: Mapping[str, Tensor], clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the objective and its gradient ``[d]``, shortened to a norm.
+    """Return the objective and its gradient ``[d]``, clipped to a norm.
 
-    A matrix that cannot be factorized makes a point as bad as an objective that is NaN.
+    A matrix that cannot be factorized is treated like an objective of NaN.
     """
     with torch.enable_grad():
         moved = x.detach().requires_grad_()
@@ -61,9 +61,9 @@ def slope(
 
 
 def drifts(total: Tensor, squares: Tensor, count: int) -> bool:
-    """Return whether gradients do not average to zero.
+    """Return whether the mean gradient differs from zero.
 
-    At rest the squared t statistics have mean one, and the largest of d exceeds
+    At stationarity the squared t statistics have mean one, and the largest of d exceeds
     2 log(200 d) once in a hundred windows.
 
     Parameters
@@ -71,7 +71,7 @@ def drifts(total: Tensor, squares: Tensor, count: int) -> bool:
     total, squares
         Sums of the gradients and of their squares, shape ``[d]``.
     count
-        How many there were.
+        Number of gradients.
     """
     sums = total.square()
     spread = squares - sums / max(count, 1)

@@ -1,7 +1,7 @@
-"""What first-order steps have left to gain at the place where they came to rest.
+"""The remaining gain at the point where first-order steps became stationary.
 
-That their objective stands still proves little: it does so wherever the rate has died.
-So the end is asked whether a better kind of step would still improve it.
+A constant objective proves little: it is constant whenever the learning rate is too
+small. So the end is tested by whether a better kind of step would still improve it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from probsl.engine.minimize.minimize import Minimum, minimize
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 Given = Mapping[str, Tensor]
 
-# Steps of the better kind, without noise and with it, and coordinates for Newton's.
+# Steps of the better kind, without and with noise; coordinate limit of Newton steps.
 _EXACT_STEPS, _NOISY_STEPS, _NEWTON = 20, 8, 100
-# How far along the way to the better point to look, for chance leads too far.
+# Fractions of the step to the better point to test, because noise makes it too long.
 _SHARES = (1.0, 0.3)
-# Half of the noise leads the way, in groups, and the other half judges it.
+# Half of the noise samples, in groups, give the step; the other half judges it.
 SAMPLES = 64
 _GROUPS = 4
-# An average is seldom so many times as high above the optimum as is to be expected.
+# The gap between an average and the optimum rarely exceeds this multiple of its mean.
 _SAFETY = 3.0
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """What is left to gain at a point.
+    """The remaining gain at a point.
 
     Attributes
     ----------
     value, error
         The objective at the point, and its standard error.
     gain
-        By how much it falls further, less two standard errors; what chance alone may
-        show is zero.
+        Further decrease of the objective, minus two standard errors; zero if chance
+        alone can explain it.
     distance
-        The longest move of a coordinate on the way there.
+        The largest change of a coordinate on the way there.
     chance
-        How far above the optimum an average of this many noisy steps may well be.
+        Plausible gap between an average of this many noisy steps and the optimum.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Remainder:
 
     @property
     def bound(self) -> float:
-        """How far above the optimum the point may be."""
+        """Upper bound on the gap between the point and the optimum."""
         return max(self.gain, self.chance)
 
 
@@ -67,27 +67,27 @@ def remainder(
     steps: int,
     whole: Callable[[Tensor], Tensor] | None = None,
 ) -> Remainder:
-    """Return what is left to gain at a point.
+    """Return the remaining gain at a point.
 
     Parameters
     ----------
     objective
-        Maps a tensor ``[d]`` and what a step is given to a scalar.
+        Maps a tensor ``[d]`` and the inputs of a step to a scalar.
     x
         The point, an average of iterates.
     given
-        What each of several steps is given; empty where steps are given nothing.
+        The inputs of several steps; empty if steps have no inputs.
     steps
-        How many iterates it is the average of.
+        Number of iterates in the average.
     whole
-        The expectation of the objective, if there is a way to compute it.
+        The expectation of the objective, if it can be computed.
 
     Notes
     -----
-    An average of n steps is higher than the optimum by tr(H^-1 C) / 2n for a Hessian H
-    and gradients of covariance C: Polyak and Juditsky (1992), SIAM J. Control Optim.
-    30, 838-855. The optimum for m samples of the noise is lower there by tr(H^-1 C) /
-    2m, which gives the trace.
+    An average of n steps is above the optimum by tr(H^-1 C) / 2n for a Hessian H and
+    gradients of covariance C: Polyak and Juditsky (1992), SIAM J. Control Optim. 30,
+    838-855. The optimum for m samples of the noise is lower by tr(H^-1 C) / 2m, which
+    gives an estimate of the trace.
     """
     samples = _samples(objective, x, given)
     if len(samples) == 1:
@@ -113,7 +113,7 @@ def remainder(
 
 
 def _lowest(samples: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Minimum:
-    """Return the optimum for a few samples, or a point on the way there."""
+    """Return the optimum for a few samples, or a point on the path to it."""
     found = minimize(
         lambda y: torch.stack([s(y) for s in samples]).mean(),
         x,
@@ -137,10 +137,10 @@ def _exactly(objective: Callable[[Tensor], Tensor], x: Tensor) -> Remainder:
 def _samples(
     objective: Objective, x: Tensor, given: Sequence[Given]
 ) -> list[Callable[[Tensor], Tensor]]:
-    """Return the objective for what each of some steps is given.
+    """Return the objective for the inputs of each of several steps.
 
-    One that draws from torch's own generator is given seeds; one that does not vary is
-    one.
+    An objective that draws from torch's global generator gets different seeds; if it
+    does not vary, one function is returned.
     """
     if given:
         return [partial(_given, objective, one) for one in given]

@@ -1,4 +1,4 @@
-"""One step as a function of tensors: eager at first, then a graph, then compiled."""
+"""One step as a function of tensors: first eager, then a graph, then compiled."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Form = Literal["eager", "graph", "compiled"]
 
 
 class Step:
-    """A function of tensors of fixed shapes, in the fastest form asked for.
+    """A function of tensors of fixed shapes, in the fastest form requested.
 
     Parameters
     ----------
     function
-        Maps tensors to a tuple of tensors, without other effects.
+        Maps tensors to a tuple of tensors, without side effects.
     compared
-        Which results say whether a graph is right; by default all.
+        Selects the results by which a graph is checked; by default all.
 
     Attributes
     ----------
     form
-        What a call runs: the function, its graph, or compiled code.
+        The form that a call runs: the function, its graph, or compiled code.
     reason
-        Why there is no faster form, in a sentence; empty where there is none.
+        Why there is no faster form, in a sentence; empty if there is no obstacle.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Step:
         return self._function(*arguments)
 
     def trace(self, examples: Sequence[Sequence[Tensor]]) -> bool:
-        """Go over to the graph, if it agrees with the function at the examples."""
+        """Switch to the graph, if it agrees with the function at the examples."""
         if self._capture is None and not self.reason:
             try:
                 from probsl.engine.compile.capture import capture
@@ -80,14 +80,14 @@ class Step:
         return self._capture is not None
 
     def compile(self, examples: Sequence[Sequence[Tensor]]) -> bool:
-        """Go over to compiled code, if there is a compiler and it agrees."""
+        """Switch to compiled code, if there is a compiler and it agrees."""
         if self.form == "compiled":
             return True
         if not self.trace(examples) or self.reason or self._capture is None:
             return False
         try:
             code = self._compiled(self._capture, examples)
-        except Exception as error:  # whatever a compiler, or its absence, may raise
+        except Exception as error:  # any error of a compiler, or of its absence
             self.give_up(f"the steps are not compiled, because {reason_of(error)}")
             return False
         self.form, self.code = "compiled", code
@@ -96,7 +96,7 @@ class Step:
     def _compiled(
         self, captured: Capture, examples: Sequence[Sequence[Tensor]]
     ) -> Callable[[list[Tensor]], Any]:
-        """Compile a graph, and compare what it gives with what the code gives."""
+        """Compile a graph, and compare its results with those of the code."""
         from probsl.engine.compile.compiled import compiled
 
         constants = self._laid_out(examples)
@@ -109,18 +109,18 @@ class Step:
         return code
 
     def is_compiled(self, examples: Sequence[Sequence[Tensor]]) -> bool:
-        """Return whether compiled code of the graph is at hand, from an earlier fit."""
+        """Return whether an earlier fit has left compiled code of the graph."""
         if self._capture is None or self.reason:
             return False
         try:
             from probsl.engine.compile.compiled import is_compiled
 
             return is_compiled(self._capture, examples[0], self._laid_out(examples))
-        except Exception:  # when it is to be compiled, that is tried and said
+        except Exception:  # `compile` tries again and reports the error
             return False
 
     def _laid_out(self, examples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Return the constants as compiled code reads them, copied once."""
+        """Return the constants in the layout of compiled code, copied once."""
         if self._capture is not None and not self.constants:
             from probsl.engine.compile.compiled import laid_out
 
@@ -129,14 +129,14 @@ class Step:
         return self.constants
 
     def fall_back(self, error: Exception) -> None:
-        """Go back to the function, for compiled code has failed at some step."""
+        """Return to the function, because compiled code has failed at some step."""
         self.form, self._capture = "eager", None
         self.give_up(
             f"from some step on they are not compiled, because {reason_of(error)}"
         )
 
     def give_up(self, reason: str) -> None:
-        """Say once why there is no faster form, and look for none."""
+        """Warn once why there is no faster form, and stop trying."""
         self.reason = reason
         warnings.warn(reason, UserWarning, stacklevel=2)
 
@@ -146,10 +146,10 @@ def _alike(
     expected: tuple[Tensor, ...] | None,
     compared: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
 ) -> bool:
-    """Whether compiled code gives what a graph gives; None is a matrix without factor.
+    """Whether compiled code and a graph agree; None marks a failed factorization.
 
-    Another order of summation is allowed for, and code for small matrices that goes on
-    with NaN where a library would stop.
+    The order of summation may differ, and code for small matrices may continue with NaN
+    where a library would raise an error.
     """
     if expected is None:
         return found is None or not all(bool(f.isfinite().all()) for f in found)
@@ -159,19 +159,19 @@ def _alike(
 
 
 class Walk:
-    """A state brought from step to step, by steps that each are given something.
+    """A state updated step by step, each step with its own inputs.
 
     Parameters
     ----------
     step
-        Maps the state and what a place gives to the next state and a loss.
+        Maps the state and the inputs of a step to the next state and a loss.
     state
-        The state to begin with.
+        The initial state.
     inputs
-        What the places of a block give, each with one entry per place on its first
-        axis. A block overwrites the one before.
+        Inputs of the steps of a block, each with one entry per step on its first axis.
+        A block overwrites the one before.
     feasible
-        Makes a state that may be of one that was moved at random; None leaves it.
+        Makes a valid state of one that was randomly perturbed; None leaves it as it is.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Walk:
 
     @property
     def done(self) -> int:
-        """How many steps of the block have been taken."""
+        """Number of steps of the block taken so far."""
         return self._done if self._replay is None else self._replay.place
 
     @property
@@ -200,7 +200,7 @@ class Walk:
         return self._state if self._replay is None else self._replay.state
 
     def load(self, inputs: Sequence[Tensor]) -> None:
-        """Put the next block into place."""
+        """Load the next block."""
         for mine, new in zip(self.inputs, inputs, strict=True):
             mine.copy_(new)
         self._done = 0
@@ -208,16 +208,16 @@ class Walk:
             self._replay.place = 0
 
     def set(self, state: Tensor) -> None:
-        """Go on from another state."""
+        """Continue from another state."""
         self._state = state
         if self._replay is not None:
             self._replay.set(state)
 
     def run(self, stop: int) -> None:
-        """Take the steps of the block up to the place `stop`.
+        """Take the steps of the block up to position `stop`.
 
-        A step at which a matrix has no factor is not made, as one that is not finite.
-        Calls that fail in another way are not repeated: the step is run as it is.
+        A step at which a matrix cannot be factorized is skipped, like one that is not
+        finite. If replayed calls fail in another way, the step is run without replay.
         """
         while self.done < stop:
             try:
@@ -252,22 +252,22 @@ class Walk:
             self._done += 1
 
     def trace(self) -> bool:
-        """Go on with the graph, where there is one."""
+        """Switch to the graph, if there is one."""
         return self.step.trace(self._examples())
 
     def is_compiled(self) -> bool:
-        """Return whether compiled code of the graph is at hand."""
+        """Return whether compiled code of the graph is available."""
         return self.step.is_compiled(self._examples())
 
     def compile(self) -> bool:
-        """Go on with compiled code, where there is some."""
+        """Switch to compiled code, if there is any."""
         if not self.step.compile(self._examples()):
             return False
         if self._state.device.type != "cpu":
-            return True  # its launches are repeated already, as a graph of the device
+            return True  # its launches are already replayed, as a CUDA graph
         try:
             self._replay = self._proven_replay()
-        except Exception as error:  # it is called as inductor made it, at some cost
+        except Exception as error:  # the slower function of inductor is used
             reason = reason_of(error)
             self.step.reason = (
                 f"each compiled step is called by torch, because {reason}"
@@ -275,7 +275,7 @@ class Walk:
         return True
 
     def _proven_replay(self) -> Replay:
-        """Return the calls of the step, which have shown that they are the step."""
+        """Return a replay of the step that was checked against the step."""
         from probsl.engine.compile.replay import Replay
 
         places = [
@@ -301,9 +301,9 @@ def scattered(point: Tensor, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
     Parameters
     ----------
     point
-        A point or state, which comes first, and then moved at random.
+        A point or state, which is used as it is first, and then randomly perturbed.
     inputs
-        What places of a block give, each with one entry per place on its first axis.
+        Inputs of the steps of a block, each with one entry per step on its first axis.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     examples = []
@@ -316,9 +316,9 @@ def scattered(point: Tensor, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def _entry(values: Tensor, place: int) -> Tensor:
-    """Return a copy of one entry; another order of the last one where there are less.
+    """Return a copy of one entry; if there are fewer, of the last one, permuted.
 
-    Integers, which may be places in a table by column, change places along one axis.
+    Integers, which may be indices into a table by column, move along the first axis.
     """
     entry = values[min(place, len(values) - 1)].clone()
     if place < len(values) or not entry.dim():

@@ -22,26 +22,26 @@ from probsl.engine.steps.first_order import (
 from probsl.engine.steps.remainder import SAMPLES, Remainder, remainder
 from probsl.isolation.calls import Snapshot
 
-# A stage ends when this many windows in a row show no progress beyond their noise,
-# and no drift: gradients of a noisy objective at rest average to zero.
+# A stage ends after this many consecutive windows without progress beyond noise, and
+# without drift: at stationarity the mean gradient of a noisy objective is zero.
 _PATIENCE = 2
 WINDOW = 250
 _STAGES = 5
-# Windows in a row with a slope and without progress that ask for a verdict.
+# Consecutive windows with drift but no progress after which the search is judged.
 _ADRIFT = 8
-# Windows of the last stage at least, where steps are noisy.
+# Minimum number of windows of the last stage, if steps are noisy.
 _LAST_WINDOWS = 4
 _DECAY = 0.3
 _BAD_STEPS = 20
 _RETREATS = 3
 
-# Seconds that a graph, and that compiled code of it, may take to make.
+# Estimated seconds to trace a graph, and to compile it.
 _TRACING, _COMPILING = 0.5, 6.0
-# A search that is not told when to end takes this many steps or more.
+# Expected minimum number of steps of a search without a limit.
 _USUAL_STEPS = 5000
 
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-# From which step on; True is 1, and False never.
+# The step from which to use compiled code; True is 1, and False is never.
 Compile = Literal["auto"] | int
 # Called with step, objective, point and rate.
 Callback = Callable[[int, float, Tensor, float], Any]
@@ -49,7 +49,7 @@ Callback = Callable[[int, float, Tensor, float], Any]
 
 @dataclass(frozen=True, eq=False)
 class StochasticMinimum:
-    """Where a stochastic search ended.
+    """The result of a stochastic search.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class StochasticMinimum:
     losses
         The objective at every step.
     ending
-        How it ended.
+        How the search ended.
     steps
         Steps taken.
     coordinates
@@ -66,9 +66,9 @@ class StochasticMinimum:
     compiled_from
         The first step that compiled code took, or None.
     reason
-        Why steps could not be made faster, in a sentence.
+        Why steps could not be compiled, in a sentence.
     remainder
-        What is left to gain there, for CONVERGED and STALLED.
+        The remaining gain there, for CONVERGED and STALLED.
     """
 
     x: Tensor
@@ -99,60 +99,60 @@ def minimize_stochastic(
 ) -> StochasticMinimum:
     """Minimize the expectation of a noisy objective.
 
-    Steps go on at one rate until the mean of the objective over a window falls
-    by no more than twice its standard error, or than `tolerance`, and the mean
-    gradient cannot be told from zero, in two windows running; the
-    rate is then multiplied by 0.3. After five such stages the answer is the average
-    over the last stage. The search has converged if steps of a better kind would gain
-    no more than `tolerance`, or than its noise explains: see
-    `probsl.engine.steps.remainder.remainder`. Else it goes on, or has stalled where
-    steps as short as the last ones will not get there.
+    The learning rate is constant until, in two consecutive windows, the mean of the
+    objective falls by no more than twice its standard error, or than `tolerance`, and
+    the mean gradient is indistinguishable from zero. The rate is then multiplied by
+    0.3. After five such stages the result is the average over the last stage. The
+    search has converged if steps of a better kind would gain no more than `tolerance`,
+    or than its noise explains: see `probsl.engine.steps.remainder.remainder`.
+    Otherwise it continues, or has stalled if steps as short as the last ones cannot
+    reach the better point.
 
     Parameters
     ----------
     objective
-        Maps a tensor ``[d]`` and what the feed gives a step to a scalar; best a mean
-        over rows, of order one however many there are.
+        Maps a tensor ``[d]`` and the inputs of a step to a scalar; preferably a mean
+        over rows, so of order one for any number of rows.
     start
-        Where to begin, shape ``[d]``.
+        Initial point, shape ``[d]``.
     feed
-        Gives every step its rows and its noise; None gives nothing.
+        Provides the rows and the noise of every step; None for no inputs.
     optimizer
-        A `torch.optim` class or a `functools.partial` of one; None takes Adam.
+        A `torch.optim` class or a `functools.partial` of one; None means Adam.
     scheduler
         A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
-        moves the rate after each step; None lets the rate fall at plateaus.
+        changes the rate after each step; None lowers the rate at plateaus.
     clip_norm
-        A longer gradient is scaled down to this norm.
+        Maximum norm of the gradient; longer ones are scaled down.
     max_steps
-        How many steps may be taken.
+        Maximum number of steps.
     tolerance
-        The progress per window that counts as none.
+        Progress per window that is considered to be zero.
     compile
-        True compiles the step before the first one, a number before the first block
-        that begins at that step or later, and "auto" once that promises to pay; where
-        it cannot be, the search goes on without, and warns.
+        True compiles before the first step, a number before the first block that begins
+        at that step or later, and "auto" once it is expected to save time. If
+        compilation fails, the search continues without it and warns.
     callback
-        Called with step, objective, point and rate; a true answer ends the search.
+        Called with step, objective, point and rate; a true result ends the search.
     every_step
-        Whether `callback` wants to see each step, or one of each block.
+        Whether `callback` is called after each step, or once per block.
     clock
-        Returns seconds; `compile="auto"` decides by it.
+        Returns seconds; used by `compile="auto"`.
     whole
-        The expectation of the objective, if it is cheap enough to judge the end by.
+        The expectation of the objective, if it is cheap enough for judging the end.
 
     Returns
     -------
     StochasticMinimum
-        A keyboard interrupt ends the search with the point so far. A step that is
-        not finite is not made; after twenty in a row the search goes back to the
-        average of its stage at a lower rate, and the third time it ends.
+        A keyboard interrupt ends the search with the current point. A step that is not
+        finite is skipped; after twenty consecutive ones the search returns to the
+        average of its stage with a lower rate, and the third time it ends.
 
     Notes
     -----
     Constant-rate stages with averaged iterates: Polyak and Juditsky (1992), SIAM
-    J. Control Optim. 30, 838-855; Welandawe et al. (2024), JMLR 25, on when to
-    end a stage.
+    J. Control Optim. 30, 838-855. When to end a stage: Welandawe et al. (2024), JMLR
+    25.
 
     Examples
     --------
@@ -216,7 +216,7 @@ def minimize_stochastic(
 
 
 class _Watch:
-    """Calls back after each step, or after each block."""
+    """Calls the callback after each step, or after each block."""
 
     def __init__(self, callback: Callback | None, *, every_step: bool) -> None:
         self.callback = callback
@@ -267,14 +267,14 @@ class _Search:
         return len(self.losses)
 
     def prepare(self) -> None:
-        """Compile before the first step, if that is wanted."""
+        """Compile before the first step, if requested."""
         if self._due():
             self.walk.load(self._feed.take())
             self._take_over()
             self._feed.back()
 
     def block(self, max_steps: int, watch: _Watch) -> bool:
-        """Take the steps of one block; return False if somebody has seen enough."""
+        """Take the steps of one block; return False if the callback ends the search."""
         self._speed_up(max_steps)
         self.walk.load(self._feed.take())
         self._collected = 0
@@ -290,13 +290,13 @@ class _Search:
         return True
 
     def collect(self) -> None:
-        """Take note of the losses of the steps that were taken."""
+        """Store the losses of the steps taken so far."""
         done = self.walk.done
         self.losses += self.walk.losses[self._collected : done].tolist()
         self._collected = done
 
     def _speed_up(self, max_steps: int) -> None:
-        """Go over to a faster form of the step where it is due, or promises to pay."""
+        """Switch to a faster form of the step if it is due, or likely to save time."""
         step = self.walk.step
         if step.reason or self.compiled_from is not None:
             return
@@ -306,7 +306,7 @@ class _Search:
             return
         if not self._timed:
             return
-        # Nobody knows how long it will take; what was taken may come once more.
+        # The number of steps is unknown; assume as many again as were taken.
         left = min(max_steps - self.steps, max(_USUAL_STEPS - self.steps, self.steps))
         remaining = self._seconds / self._timed * left
         if remaining > 2 * _COMPILING:
@@ -314,20 +314,20 @@ class _Search:
         elif remaining > 4 * _TRACING and step.form == "eager":
             self.walk.trace()
             self._seconds, self._timed = 0.0, 0
-            if self.walk.is_compiled():  # an earlier fit has paid for it
+            if self.walk.is_compiled():  # by an earlier fit
                 self._take_over()
 
     def _due(self) -> bool:
-        """Whether the next step is one that compiled code was asked to take."""
+        """Whether compiled code was requested for the next step."""
         return self._compile != "auto" and 0 < self._compile <= self.steps + 1
 
     def _take_over(self) -> None:
-        """Go over to compiled code, if there is a compiler."""
+        """Switch to compiled code, if there is a compiler."""
         if self.walk.compile():
             self.compiled_from = self.steps + 1
 
     def stuck(self) -> bool:
-        """Go back where steps are not finite any more; return whether that is vain."""
+        """Retreat if steps are no longer finite; return whether to give up."""
         if self.steps < _BAD_STEPS or not self.broken():
             return False
         self._retreats += 1
@@ -357,7 +357,7 @@ class _Search:
         idle = resting and (noise <= self._tolerance or not self.walk.drifting())
         self.walk.begin_window()
         self._adrift = self._adrift + 1 if resting and not idle else 0
-        if self._adrift == _ADRIFT:  # is the rate too small to follow the slope?
+        if self._adrift == _ADRIFT:  # is the rate too small to follow the gradient?
             self._adrift = 0
             return True
         self._idle_windows = self._idle_windows + 1 if idle else 0
@@ -377,10 +377,10 @@ class _Search:
         max_steps: int,
         whole: Callable[[Tensor], Tensor] | None,
     ) -> Ending | None:
-        """Return how the search ends, or None if it has to go on.
+        """Return how the search ends, or None if it has to continue.
 
-        At rest it is judged by what a better step would gain. Where that is more than
-        noise explains, the steps go on if they can get there at all.
+        At stationarity it is judged by the gain of a better step. If that is more than
+        noise explains, the search continues if its steps can reach the better point.
         """
         self.remainder = found = remainder(
             objective,
@@ -395,7 +395,7 @@ class _Search:
         if not self._speed * left > found.distance:
             return Ending.STALLED
         self._idle_windows = 0
-        self._patience *= 2  # a verdict costs as much as some hundred steps
+        self._patience *= 2  # a verdict costs as much as several hundred steps
         return None
 
     def average(self) -> Tensor:
@@ -406,7 +406,7 @@ class _Search:
 
 def _moments(losses: list[float]) -> tuple[float, float]:
     """Return the mean and the squared standard error of the mean."""
-    # A list this short is summed in less time than a tensor is made of it.
+    # Summing a list this short takes less time than making a tensor of it.
     if not math.isfinite(sum(losses)):
         losses = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
     mean = sum(losses) / len(losses)

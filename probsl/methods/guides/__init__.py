@@ -1,1 +1,1 @@
-"""Guides, and the bound that they maximize."""
+"""Guides, and the evidence lower bound that they maximize."""

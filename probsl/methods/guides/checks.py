@@ -1,4 +1,4 @@
-"""Guides for programs whose observed supports move: they must stay on one side."""
+"""Checks guides of programs whose observed supports move with latents."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_reaching", "refuse_unbounded"]
 
-# How many points, and how far out in unconstrained space, show whether observed values
-# can come to lie outside of their support at all; and how many draws of a guide do.
+# The number of points, and their scale in unconstrained space, that show whether
+# observed values can be outside their support at all; and the number of draws.
 _POINTS, _FAR = 64, 10.0
 _DRAWS = 128
 
@@ -27,8 +27,8 @@ _DRAWS = 128
 def refuse_unbounded(problem: Problem, form: Any) -> None:
     """Refuse an automatic guide whose evidence lower bound is minus infinity.
 
-    Such a guide gives probability to every value of a latent, and so to values at which
-    an observed one lies outside of its support.
+    Such a guide has positive density at every value of a latent, including those at
+    which an observed value is outside its support.
 
     Parameters
     ----------
@@ -62,14 +62,14 @@ def refuse_unbounded(problem: Problem, form: Any) -> None:
 
 
 def refuse_reaching(problem: Problem, guide: Guide) -> None:
-    """Refuse a guide that draws latents which exclude observed values.
+    """Refuse a guide that draws latents under which observed values are impossible.
 
     Parameters
     ----------
     problem
         The program bound to its data.
     guide
-        The guide, where it begins.
+        The guide, at its start.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def refuse_reaching(problem: Problem, guide: Guide) -> None:
 
 
 def _moved(problem: Problem) -> dict[str, tuple[str, ...]]:
-    """Return the sites whose support moves with latents, and those latents."""
+    """Return the sites whose support depends on latents, and those latents."""
     latents = {s.name for s in problem.latents}
     moved = {s.name: s.moved_by for s in problem.sites if s.moving}
     return {
@@ -103,7 +103,7 @@ def _refuse(
     own: Mapping[str, Tensor],
     guide: str,
 ) -> None:
-    """Refuse a guide that reaches values which put an observed one outside."""
+    """Refuse a guide that draws latents which put an observed value outside."""
     latents = {s.name: s for s in problem.latents}
     leaves = {
         n: v.detach().requires_grad_() if n in latents else v for n, v in values.items()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from probsl.program.problem import Problem
 
 
-# The guide's own parameters bear this before their names.
+# Prefix of the names of the guide's own parameters.
 GUIDE = "guide."
 
 
@@ -33,9 +33,9 @@ class ELBO:
     Attributes
     ----------
     layout
-        Of the guide's parameters and the program's own.
+        Layout of the guide's parameters and the program's own.
     start
-        Where the guide and the program begin.
+        The start of the guide's and the program's parameters.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ELBO:
         self.guide = guide
         self._factors = as_tensors(problem, weights)
         names = {p.name: f"{GUIDE}{p.name}" for p in guide.functional.own_parameters}
-        # A parameter of both is one coordinate, among the program's.
+        # A parameter shared by both is one coordinate, among the program's.
         self._places = names | guide.shared
         mine = [
             p for p in guide.functional.own_parameters if p.name not in guide.shared
@@ -97,7 +97,7 @@ class ELBO:
 
 
 def _guide_starts(guide: Guide, start: Start) -> dict[str, Tensor]:
-    """Return where the guide's parameters begin: in a fit of the same guide, there."""
+    """Return the guide's start: its own, or that of a fit of the same guide."""
     own = {p.name: p.start for p in guide.functional.own_parameters}
     posterior = start.posterior if isinstance(start, Fit) else None
     if not isinstance(posterior, GuidePosterior):

@@ -1,4 +1,4 @@
-"""Maximizing a bound over draws that stay the same, as many as it needs."""
+"""Maximizes a bound over fixed draws, with as many draws as needed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 _ELEMENTS = 4_000_000
 _DIMENSIONS = 100
 _LEAST_DRAWS, _MOST_DRAWS = 64, 16_384
-# Draws one after the other are for problems of so many draws times milliseconds.
+# Evaluation in a loop is limited to this many draws times milliseconds.
 _LOOPED_DRAWS = 256
-# What the bound may still gain in all, in nats, where no tolerance is given.
+# The remaining gain of the bound, in nats, at which to stop without a tolerance.
 _GAIN = 1e-7
-# Fresh draws that promise more than so many nats ask for more draws.
+# If fresh draws predict a gain of more nats than this, more draws are used.
 _PROMISE = 0.02
 
 
 def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
-    """Return why no draws can be fixed, in a clause; empty where they can."""
+    """Return why draws cannot be fixed, as a clause; empty if they can."""
     problem = bound.problem
     if not noise.replayable:
         return f"numbers drawn by {noise.obstacle} cannot be fixed"
@@ -45,7 +45,7 @@ def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
         return "the guide's draws have no gradients"
     kinks = [s for s in problem.sites if s.kinked]
     if kinks:
-        # Averaged over fixed draws a kink is many kinks, on which a search stalls.
+        # Averaged over fixed draws, one kink becomes many, at which a search stalls.
         what = "prior" if kinks[0].latent else "likelihood"
         return f"the {what} of '{kinks[0].name}' has a kink"
     count, dimension = least_draws(noise), noise.dimension
@@ -54,14 +54,14 @@ def obstacle(bound: ELBO, noise: NoiseRecord) -> str:
             f"{dimension} latent numbers with {problem.size} rows are too many for "
             "fixed draws"
         )
-    # As many parameters as draws times dimensions could fit the draws themselves.
+    # With this many parameters, the guide could overfit the draws themselves.
     if bound.layout.size > count * max(dimension, 1) / 2:
         return "the guide has parameters enough to fit the draws themselves"
     return ""
 
 
 def least_draws(noise: NoiseRecord) -> int:
-    """Return how many draws to begin with: half of them span the space twice."""
+    """Return the initial number of draws: half of them span the space twice."""
     wanted = max(4 * noise.dimension, _LEAST_DRAWS)
     return int(2 ** math.ceil(math.log2(wanted)))
 
@@ -79,24 +79,24 @@ def search_with_fixed_draws(
     tolerance: float | None,
     max_steps: int | None,
 ) -> tuple[Found | None, str]:
-    """Maximize the average over fixed draws, as many as fresh draws ask for.
+    """Maximize the average over fixed draws, adding draws until fresh ones agree.
 
     Parameters
     ----------
     run, bound, noise
-        The seed and callbacks, the bound, and what one estimate of it draws.
+        The seed and callbacks, the bound, and the random numbers of one estimate.
     factor
-        Cholesky factor of the latents' covariance where the guide begins, if known.
+        Cholesky factor of the latents' covariance at the guide's start, if known.
     tolerance
-        What the best step may still gain per row; None: next to nothing.
+        The search stops if a step can gain no more than this per row; None: tiny.
     max_steps
-        Steps at most, in all.
+        Maximum number of steps in total.
 
     Returns
     -------
     tuple
-        Where the search ended, or None if fixed draws cannot be trusted; and what to
-        say of it.
+        The result of the search, or None if fixed draws are not reliable; and a
+        remark on it.
     """
     count = least_draws(noise)
     many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
@@ -135,7 +135,7 @@ def search_with_fixed_draws(
 
 @dataclass(eq=False)
 class _Search:
-    """Searches one after the other, each over more draws."""
+    """Successive searches, each over more draws."""
 
     run: Run
     bound: ELBO
@@ -147,7 +147,7 @@ class _Search:
     losses: Tensor | None = None
 
     def minimize(self, x: Tensor, count: int, factor: Tensor | None) -> Found:
-        """Minimize the average over draws of a number, from a guide on."""
+        """Minimize the average over a number of draws, starting from a guide."""
         bound, size = self.bound, self.bound.problem.size
         draws = standardized(self.noise, count, self.run.seed)
         near = whitened(bound, x, factor)
@@ -191,7 +191,7 @@ class _Search:
         return _without_guide(found)
 
     def _nats(self, objective: Callable[[Tensor], Tensor], start: Tensor) -> float:
-        """Return what a step must gain to be worth taking, no less than rounding."""
+        """Return the smallest gain worth a step, at least the rounding error."""
         if self.tolerance is not None:
             return self.tolerance * self.bound.problem.size
         with torch.no_grad():
@@ -200,10 +200,10 @@ class _Search:
         return max(_GAIN, rounding)
 
     def _newton_limit(self, *, whitened: bool) -> int:
-        """Return up to how many coordinates Newton's steps finish the search.
+        """Return the largest dimension in which Newton steps finish the search.
 
-        Whitened coordinates need none, but for parameters without a prior, which the
-        data may leave free.
+        Whitened coordinates do not need them, except for parameters without a prior,
+        which the data may leave free.
         """
         free = not whitened or self.bound.problem.own_parameters
         return NEWTON_LIMIT if free and not self.bound.guide.redundant else 0
@@ -214,10 +214,10 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _without_guide(found: Found) -> Found:
-    """Judge an ending by the distribution, not by the guide's parameters.
+    """Judge the result by the distribution, not by the guide's parameters.
 
-    A direction in them that leaves the distribution as it is does no harm, nor one
-    that runs off while the distribution tends to a limit.
+    A direction in them that does not change the distribution is harmless, and so is one
+    that diverges while the distribution converges.
     """
     own = tuple(name for name in found.sites if not name.startswith(GUIDE))
     harmless = found.status is Status.UNIDENTIFIED or (

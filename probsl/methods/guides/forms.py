@@ -1,4 +1,4 @@
-"""Every form of guide users have, as a function of its own parameters."""
+"""All supported forms of guides, as functions of their own parameters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # rank, then mean-field.
 FULL_RANK_LIMIT = 300
 LOW_RANK_LIMIT = 5_000
-# A guide that reaches outside a support shows it in so many draws, or rarely does.
+# A guide that leaves a support shows it within this many draws, or rarely does.
 _SUPPORT_DRAWS = 32
 
 GuideForm = Callable[..., Any] | type[AutoGuide] | nn.Module | None
@@ -51,7 +51,7 @@ GuideForm = Callable[..., Any] | type[AutoGuide] | nn.Module | None
 
 @dataclass(frozen=True, eq=False)
 class GuideStart:
-    """Where an automatic guide begins.
+    """The start of an automatic guide.
 
     Attributes
     ----------
@@ -73,11 +73,11 @@ class Guide:
     functional
         The guide as a function of its own parameters and the program's arguments.
     name
-        What to call it in a sentence.
+        Its name in messages.
     chosen
-        Whether it was chosen here and not by the user.
+        Whether it was chosen by default and not by the user.
     shared
-        Own parameter of the guide -> that of the program which it is, too.
+        Own parameter of the guide -> the parameter of the program that it is, too.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Guide:
         self.shared: dict[str, str] = {}
 
     def share(self, own: Sequence[OwnParameter]) -> None:
-        """Find the parameters that are the program's own, too.
+        """Find the parameters that are shared with the program.
 
         Raises
         ------
         ValueError
-            If one is of another shape there.
+            If the shapes of a shared one differ.
         """
         places = {key: p for p in own for key in p.keys}
         transforms = {}
@@ -132,10 +132,10 @@ class Guide:
 
 
 class _GuideScoring(Scoring):
-    """Draws multivariate normals by hand, and scores them by what they are made of.
+    """Draws multivariate normals explicitly, and scores them by their components.
 
     The density of ``loc + L z`` is known from z and the diagonal of L. From the value
-    alone it takes the solution of a triangular system, which costs more than all else.
+    alone it requires solving a triangular system, the most expensive step.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -150,7 +150,7 @@ class _GuideScoring(Scoring):
         shape = fn.batch_shape + fn.event_shape
         white = torch.randn(shape, dtype=fn.loc.dtype, device=fn.loc.device)
         tril = fn._unbroadcasted_scale_tril
-        # A compiler joins a product with a vector to what surrounds it.
+        # A compiler fuses a matrix-vector product with the surrounding operations.
         plain = tril.dim() == 2 and white.dim() == 1
         spread = tril.mv(white) if plain else (tril @ white[..., None]).squeeze(-1)
         msg["value"] = fn.loc + spread
@@ -170,7 +170,7 @@ class _GuideScoring(Scoring):
 
 
 def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
-    """Make a guide for a problem out of what the user gave.
+    """Make a guide for a problem from the form that the user gave.
 
     Parameters
     ----------
@@ -181,13 +181,13 @@ def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
         program that returns a guide; a guide module; or a guide function with the
         program's arguments. None chooses by the number of latent dimensions.
     start
-        Where an automatic guide begins.
+        The start of an automatic guide.
 
     Raises
     ------
     ValueError, TypeError
         If the guide's sites are not the program's latents, or it cannot be
-        learned by gradients.
+        trained by gradients.
     """
     chosen = form is None
     if form is None:
@@ -196,7 +196,7 @@ def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
     # The first call of a lazy guide makes its parameters.
     arguments = problem.arguments.values
     try:
-        # Not as it is, for modules that it closes over may be on another device.
+        # Wrapped, because modules in its closure may be on another device.
         functional = StatelessCallable(guide)
         known = {
             p.path: p.constrain(p.start) for p in problem.own_parameters if p.statement
@@ -222,7 +222,7 @@ def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
 
 
 def _results(guide: Guide, batch: Batch, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Yield what a guide draws, and the log densities of it."""
+    """Yield the draws of a guide, and their log densities."""
     for message in guide.score(own, batch).messages.values():
         yield message["value"]
         if "log_prob" in message:
@@ -261,7 +261,7 @@ def _instance(problem: Problem, form: Any, start: GuideStart) -> Callable[..., A
 
 
 def _spread(guide: Any, factor: Tensor | None) -> None:
-    """Give Pyro's Gaussian guides a covariance to begin with."""
+    """Set the initial covariance of Pyro's Gaussian guides."""
     if factor is None:
         return
     scale = _conditional_scale(factor)
@@ -272,7 +272,7 @@ def _spread(guide: Any, factor: Tensor | None) -> None:
             scale_tril=factor / factor.diagonal()[:, None],
         )
     elif isinstance(guide, AutoLowRankMultivariateNormal):
-        # What is left of the covariance beyond the diagonal, by its largest axes.
+        # The rest of the covariance beyond the diagonal, by its largest axes.
         axes, lengths, _ = torch.linalg.svd(factor / scale[:, None])
         rank = guide.cov_factor.shape[-1]
         excess = (lengths[:rank].square() - 1).clamp(min=1e-4).sqrt()
@@ -293,20 +293,20 @@ def _set(guide: AutoGuide, **values: Tensor) -> None:
 
 
 def _conditional_scale(factor: Tensor) -> Tensor:
-    """Return the best mean-field scales: those of each latent given the others."""
+    """Return the best mean-field scales: of each latent conditional on the others."""
     precision: Tensor = torch.cholesky_inverse(factor)
     return precision.diagonal().rsqrt()
 
 
 def begins_by_itself(problem: Problem, form: GuideForm) -> bool:
-    """Return whether a guide is no automatic one, which needs no mode."""
+    """Return whether a guide is not an automatic one, and so does not need a mode."""
     if form is None or isinstance(form, AutoGuide):
         return False
     return isinstance(form, nn.Module) or not _is_factory(problem, form)
 
 
 def _is_factory(problem: Problem, form: Any) -> bool:
-    """Tell a maker of guides, which takes the program, from a guide."""
+    """Whether a callable makes guides from programs and is not a guide itself."""
     form = _unwrapped(form)
     if isinstance(form, type):
         return True
@@ -331,7 +331,7 @@ def _accepts(form: Any, option: str) -> bool:
     if isinstance(form, functools.partial) and option in form.keywords:
         return False
     if AutoIAFNormal in getattr(_unwrapped(form), "__mro__", ()):
-        return False  # it takes every option, and warns of those it does not use
+        return False  # it takes every option, and warns about unused ones
     return option in inspect.signature(form).parameters
 
 
@@ -343,9 +343,9 @@ def _name(form: Any) -> str:
 def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
     """Copy a guide module, so that the caller's is not trained.
 
-    Copying an autoguide empties its reference to the model, in the original
-    too; both are restored here. The copy's is the program that leaves the
-    caller's modules as they are, where the guide's is the program itself.
+    Copying an autoguide clears its reference to the model, in the original too; both
+    are restored here. If the guide's model is the program itself, the copy's is the
+    version of it that leaves the caller's modules unchanged.
     """
     kept = {
         path: (module._model, module.master)
@@ -355,7 +355,7 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
     memo: dict[int, Any] = {
         id(model): model for models, _ in kept.values() for model in models or ()
     }
-    # What the program holds too is one and the same, and is not trained in place.
+    # Modules that the program also holds are shared, and are not trained in place.
     memo |= {id(held): held for held in problem.program.held()}
     duplicate = copy.deepcopy(guide, memo)
     copies = dict(duplicate.named_modules())
@@ -415,7 +415,7 @@ def _check_sites(problem: Problem, scoring: Scoring) -> None:
 
 
 def _refuse_subsamples(problem: Problem, scoring: Scoring) -> None:
-    """Refuse a guide that draws rows by itself: they are not those of the program."""
+    """Refuse a guide that subsamples rows itself: they differ from the program's."""
     shared = problem.subsampling.seen if problem.subsampling else {}
     for message in scoring.messages.values():
         for plate in plates_of(message):
@@ -429,7 +429,7 @@ def _refuse_subsamples(problem: Problem, scoring: Scoring) -> None:
 
 
 def _check_support(message: Any, support: Any) -> None:
-    """Refuse a guide that draws numbers outside a site's support."""
+    """Refuse a guide whose draws are outside a site's support."""
     with forked(torch.get_default_device()), torch.no_grad():
         draws = message["fn"].sample(torch.Size([_SUPPORT_DRAWS]))
     edges = support

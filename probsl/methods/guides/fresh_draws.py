@@ -1,4 +1,4 @@
-"""What draws that a search has not seen say of where it ended."""
+"""Validates the result of a search by draws that it has not used."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from probsl.methods.guides.many_draws import ManyDraws
     from probsl.noise.record import NoiseRecord
 
-# Fresh draws, and how many numbers of rows and latents they may take in all.
+# Numbers of fresh draws, and the maximum of draws times rows and latents in total.
 _MOST, _LEAST, _ELEMENTS = 2048, 128, 1_000_000
-# Where draws are taken one by one.
+# The number if draws are evaluated in a loop.
 _LOOPED = 256
-# Draws of one evaluation, and how many numbers of rows they may take.
+# Draws per evaluation, and the maximum of draws times rows.
 _CHUNK, _CHUNK_ELEMENTS = 128, 4_000_000
 
 
 @dataclass(frozen=True)
 class FreshBound:
-    """A bound by fresh draws, in nats.
+    """A bound estimated by fresh draws, in nats.
 
     Attributes
     ----------
     value
-        The negative bound of all rows.
+        The negative bound on all rows.
     error
         Its standard error.
     promise
-        What the best step from here would still gain, by the length of the gradient in
-        the guide's own geometry; zero for guides that are not Gaussian.
+        The predicted gain of the best step from here, by the norm of the gradient in
+        the guide's Fisher metric; zero for guides that are not Gaussian.
     """
 
     value: float
@@ -47,7 +47,7 @@ class FreshBound:
     promise: float = 0.0
 
     def supports(self, stated: float) -> bool:
-        """Return whether it agrees with a stated negative bound to a nat."""
+        """Return whether it agrees with a stated negative bound to within a nat."""
         return abs(self.value - stated) <= 1.0 and self.error <= 1.0
 
     def __str__(self) -> str:
@@ -57,21 +57,21 @@ class FreshBound:
 def fresh_bound(
     bound: ELBO, many: ManyDraws, noise: NoiseRecord, x: Tensor, seed: int
 ) -> FreshBound:
-    """Return the bound of a guide by fresh draws.
+    """Return the bound of a guide, estimated by fresh draws.
 
     Parameters
     ----------
     bound, many, noise
-        The bound, its evaluation at many draws, and what one draw is made of.
+        The bound, its evaluation at many draws, and the random numbers of one draw.
     x
         The guide, shape ``[p]``.
     seed
-        Of the draws that the search has used; these are others.
+        Seed of the draws that the search has used; these are different ones.
 
     Notes
     -----
-    Two independent halves of the draws give two gradients, whose product is the square
-    of the gradient's length without the share of chance.
+    Two independent halves of the draws give two gradients, whose inner product is an
+    unbiased estimate of the gradient's squared norm.
     """
     size = bound.problem.size
     elements = _ELEMENTS // max(size, noise.dimension)

@@ -1,4 +1,4 @@
-"""Where a guide begins: in Laplace's way at the mode, or where its bound is finite."""
+"""Initializes a guide: by Laplace's approximation, or where its bound is finite."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from probsl.program.scoring import Batch
 
 
-# So many draws say whether a bound is finite.
+# The number of draws used to test whether a bound is finite.
 _TRIED_DRAWS = 64
 
 
@@ -40,7 +40,7 @@ def initialized(
     start: Start,
     run: Run,
 ) -> tuple[ELBO, NoiseRecord, Tensor | None]:
-    """Return the bound of a guide that begins where the bound is finite.
+    """Return the bound of a guide that is initialized where the bound is finite.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def initialized(
     Returns
     -------
     tuple
-        The bound, what the guide draws for one estimate of it, and the Cholesky factor
-        of the latents' covariance where it begins, if known.
+        The bound, the random numbers of one estimate, and the Cholesky factor
+        of the latents' covariance at the start, if known.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def initialized(
 
 
 def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
-    """Whether the bound is finite where it begins, at some fixed draws."""
+    """Whether the bound is finite at its start, at some fixed draws."""
     if not noise.replayable:
         return True
     draws = noise.draw(_TRIED_DRAWS, torch.Generator("cpu").manual_seed(0))
@@ -103,17 +103,17 @@ def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
             return bool(
                 bound.averaged(bound.start, noise, draws, batch).isfinite().all()
             )
-        except RuntimeError:  # what torch cannot vectorize is tried step by step
+        except RuntimeError:  # if torch cannot vectorize it, it is tried step by step
             return True
 
 
 def _beginnings(
     problem: Problem, weights: dict[str, float], start: Start, seed: int
 ) -> list[GuideStart]:
-    """Return where an automatic guide may begin, the best place first.
+    """Return starts for an automatic guide, the best one first.
 
-    That is around given values; else in Laplace's way, unless the mode is so flat
-    that draws around it overflow; then near zero in unconstrained space.
+    That is around given values; else by Laplace's approximation, unless the mode is so
+    flat that draws around it overflow; then near zero in unconstrained space.
     """
     layout = problem.coordinates()
 
@@ -154,7 +154,7 @@ def _refuse_detached(noise: NoiseRecord, guide: Guide) -> None:
 
 
 def _refuse_unweighable(problem: Problem, guide: Guide) -> None:
-    """Refuse row weights where the guide joins the rows' own latents in one."""
+    """Refuse row weights if the guide models the rows' own latents jointly."""
     local = [s.name for s in problem.latents if problem.is_local(s)]
     if problem.weights is None or not local:
         return

@@ -1,4 +1,4 @@
-"""A bound at many draws at once: vectorized as it is, as a graph, or one by one."""
+"""Evaluates a bound at many draws: by vectorizing it, its graph, or in a loop."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class ManyDraws:
     bound
         The bound.
     noise
-        What one estimate of it draws.
+        The random numbers of one estimate.
     draws
         Examples of draws ``[count, dimension]``, two or more.
 
     Attributes
     ----------
     way
-        How many draws are taken at once: by `torch.func.vmap` over the program; over
-        a graph of one run of it, if it writes in place or sums over discrete latents;
-        or one after the other, if no graph can stand for it.
+        How several draws are evaluated: by `torch.func.vmap` over the program; over
+        a graph of one run, if it writes in place or sums over discrete latents;
+        or in a loop, if it cannot be captured as a graph.
     reason
-        Why they are taken one by one, in a sentence.
+        Why they are evaluated in a loop, in a sentence.
     """
 
     def __init__(self, bound: ELBO, noise: NoiseRecord, draws: Tensor) -> None:
@@ -53,7 +53,7 @@ class ManyDraws:
         try:
             with torch.no_grad():
                 bound.averaged(bound.start, noise, draws[:2], self._batch)
-        except LinAlgError:  # one of the draws, and not the program
+        except LinAlgError:  # one of the draws is at fault, not the program
             return
         except RuntimeError:
             self._by_graph(draws)
@@ -93,7 +93,7 @@ class ManyDraws:
             torch.testing.assert_close(found, expected)
         except AssertionError:
             self.way, self.reason = "loop", "vectorized it gives other results"
-        except Exception as error:  # whatever torch, which has no public way, may raise
+        except Exception as error:  # not a public API: torch may raise anything
             self.way, self.reason = "loop", reason_of(error)
         else:
             self.way, self._graph = "graph", graph
@@ -108,7 +108,7 @@ class ManyDraws:
 
 
 def _make_vectorizable(graph: GraphModule) -> None:
-    """Replace operations of a graph for which `torch.func.vmap` has no right rule."""
+    """Replace graph operations whose `torch.func.vmap` rule is missing or wrong."""
     rules: dict[Any, Callable[..., Tensor]] = {
         torch.ops.aten.copy.default: _copied,
         torch.ops.aten.slice_scatter.default: _slice_scattered,

@@ -1,4 +1,4 @@
-"""Where a fit by a guide leaves the latents: the guide's distribution."""
+"""The posterior of a fit by a guide: the guide's distribution."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GuidePosterior:
     def point(self) -> dict[str, Tensor]:
         """Return the mean of every latent.
 
-        Where the mean lies outside the support (a correlation's Cholesky factor),
+        If the mean is outside the support (a correlation's Cholesky factor),
         it is taken in unconstrained space.
         """
         return {
@@ -70,13 +70,13 @@ class GuidePosterior:
         return self._independent(self._values, count, seed)
 
     def log_density(self, count: int, seed: int) -> Tensor:
-        """Return the guide's log density, ``[count]``, at what `draw` returns."""
+        """Return the guide's log density, ``[count]``, at the values from `draw`."""
         return self._independent(self._log_density, count, seed)["log_q"]
 
     def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the log density that the guide approximates, at values of the latents.
 
-        It has the weights of priors and rows that the fit had, whichever method asked
+        It has the same weights of priors and rows as the fit, whichever method asks
         for it, and is a scalar.
         """
         own = {name: value.detach() for name, value in self.own.items()}
@@ -98,7 +98,7 @@ class GuidePosterior:
         return broken_sites(self._problem, draw, self.own)
 
     def representative_draws(self, count: int) -> dict[str, Tensor]:
-        """Return draws spread like the guide, with its exact moments if Gaussian."""
+        """Return draws that represent the guide, with its exact moments if Gaussian."""
         if not self._noise.replayable:
             return self.draw(count, 0)
         with self._problem.isolated(), torch.no_grad():

@@ -1,8 +1,8 @@
-"""Coordinates of a Gaussian guide in units of a Gaussian nearby.
+"""Coordinates of a Gaussian guide, whitened by a nearby Gaussian.
 
-There the bound of a Gaussian posterior bends equally along every coordinate, whatever
-the units of the data and however its latents correlate, so that a search by gradients
-takes few steps; and the length of a gradient is what it promises in nats.
+In them the bound of a Gaussian posterior has equal curvature along every coordinate,
+whatever the units of the data and the correlations of the latents, so that a search by
+gradients takes few steps; and the gradient's norm predicts the gain in nats.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ _LOC, _SCALE, _TRIL = f"{GUIDE}loc", f"{GUIDE}scale", f"{GUIDE}scale_tril"
 
 
 class Whitening:
-    """Whitened coordinates of a Gaussian guide, and of all else as it is.
+    """Whitened coordinates of a Gaussian guide, with all others unchanged.
 
     A mean is ``loc + unit @ mean``, and a Cholesky factor ``spread @ T``; T is lower
-    triangular, its diagonal is kept as logarithms, and mean-field guides have no more.
+    triangular with a log diagonal; mean-field guides have only that diagonal.
 
     Parameters
     ----------
     bound
         The bound of the guide.
     x
-        The guide near which these are coordinates, shape ``[p]`` in those of `bound`.
+        The guide near which they are used, shape ``[p]`` in the layout of `bound`.
     factor
-        Unit of the mean, a matrix ``[d, d]``; None takes the guide's own factor.
+        Scale matrix of the mean, ``[d, d]``; None takes the guide's own factor.
 
     Attributes
     ----------
     layout
-        Of the whitened coordinates.
+        Layout of the whitened coordinates.
     start
-        Where the guide is among them.
+        The guide in whitened coordinates.
     information
         Fisher information of the guide at `start`, diagonal; infinite for coordinates
-        that are not the guide's, which then promise nothing.
+        that are not the guide's, whose predicted gain is then zero.
     """
 
     def __init__(self, bound: ELBO, x: Tensor, factor: Tensor | None = None) -> None:
@@ -113,7 +113,7 @@ class Whitening:
         )
 
     def _cut(self, flat: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Return the guide's unconstrained parameters out of one constrained vector."""
+        """Return the guide's unconstrained parameters from one constrained vector."""
         entries = {e.name: e for e in self._bound.layout.entries}
         sizes = [entries[n].flat_shape.numel() for n in names]
         return {
@@ -123,7 +123,7 @@ class Whitening:
 
 
 def whitened(bound: ELBO, x: Tensor, factor: Tensor | None = None) -> Whitening | None:
-    """Return whitened coordinates of a guide at x; None of other guides than Pyro's.
+    """Return whitened coordinates of a guide at x; None if it is not one of Pyro's.
 
     Parameters
     ----------
