@@ -14,7 +14,7 @@ from probsl.engine.compile.obstacles import CaptureError
 from probsl.engine.compile.reading import Reading, reason_without_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch.fx import GraphModule, Node
 
@@ -237,22 +237,55 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
 
 
 def _lift(graph: GraphModule) -> tuple[Tensor, ...]:
-    """Turn the constants of a graph into inputs, and return them."""
+    """Turn the constants of a graph into inputs, and return them.
+
+    Numbers go together in one vector per dtype: a call takes time for each tensor.
+    """
+    reads: dict[int, list[Node]] = {}
+    values: dict[int, Tensor] = {}
+    for node in graph.graph.nodes:
+        value = getattr(graph, str(node.target)) if node.op == "get_attr" else None
+        if torch.is_tensor(value):
+            values[id(value)] = value.detach()
+            reads.setdefault(id(value), []).append(node)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    lifted: dict[int, Node] = {}
     constants: list[Tensor] = []
-    for node in list(graph.graph.nodes):
-        if node.op != "get_attr":
-            continue
-        value = getattr(graph, str(node.target))
-        if not torch.is_tensor(value):
-            continue
-        if id(value) not in lifted:
-            with graph.graph.inserting_after(inputs[-1]):
-                inputs.append(graph.graph.placeholder(f"constant_{len(constants)}"))
-            lifted[id(value)] = inputs[-1]
-            constants.append(value.detach())
-        node.replace_all_uses_with(lifted[id(value)])
-        graph.graph.erase_node(node)
+
+    def add(constant: Tensor) -> Node:
+        with graph.graph.inserting_after(inputs[-1]):
+            inputs.append(graph.graph.placeholder(f"constant_{len(constants)}"))
+        constants.append(constant)
+        node: Node = inputs[-1]
+        return node
+
+    together = _numbers_together(values)
+    alone = values.keys() - {key for keys in together for key in keys}
+    lifted = {key: add(value) for key, value in values.items() if key in alone}
+    vectors = [add(torch.stack([values[key] for key in keys])) for keys in together]
+    with graph.graph.inserting_after(inputs[-1]):
+        for vector, keys in zip(vectors, together, strict=True):
+            for place, key in enumerate(keys):
+                lifted[key] = graph.graph.call_function(_SELECT, (vector, 0, place))
+    for key, nodes in reads.items():
+        for node in nodes:
+            node.replace_all_uses_with(lifted[key])
+            graph.graph.erase_node(node)
     graph.recompile()
     return tuple(constants)
+
+
+_SELECT = torch.ops.aten.select.int
+
+
+def _numbers_together(values: Mapping[int, Tensor]) -> list[list[int]]:
+    """Return which constants to put in one vector: the numbers of each dtype.
+
+    Not if some are on another device, where torch accepts single numbers alone.
+    """
+    if len({value.device for value in values.values()}) > 1:
+        return []
+    numbers: dict[torch.dtype, list[int]] = {}
+    for key, value in values.items():
+        if not value.dim():
+            numbers.setdefault(value.dtype, []).append(key)
+    return [keys for keys in numbers.values() if len(keys) > 1]
