@@ -4,6 +4,7 @@ from probsl.comparison import Comparison, compare
 from probsl.contract import Status
 from probsl.export.inference_data import to_arviz
 from probsl.fitting import Fit, fit, log_score
+from probsl.methods.optimizers import LBFGS, TrustRegionNewton
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
 from probsl.plots.forest import plot_forest
@@ -17,10 +18,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Fit",
+    "LBFGS",
     "MAP",
     "MLE",
     "SVI",
     "Status",
+    "TrustRegionNewton",
     "compare",
     "fit",
     "log_score",

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from probsl.contract import KnowsTarget
 from probsl.draws.summary import COLUMNS
 from probsl.fitting import Fit, log_score
 from probsl.isolation.calls import undisturbed
-from probsl.methods.point import MLE
 from probsl.options import did_you_mean
 from probsl.psis import K_LIMIT
 from probsl.scores.leave_one_out import score_fitted_rows
@@ -254,9 +254,17 @@ def compare(
 
 
 def default_reference(fits: Mapping[str, Fit]) -> str:
-    """Return the name of the first MLE fit, or else of the first fit."""
-    unpenalized = (name for name, fit in fits.items() if isinstance(fit.method, MLE))
+    """Return the name of the first point fit without priors, or else the first."""
+    unpenalized = (name for name, fit in fits.items() if _is_unpenalized(fit))
     return next(unpenalized, next(iter(fits)))
+
+
+def _is_unpenalized(fit: Fit) -> bool:
+    """Whether a fit is a point whose density has no prior."""
+    posterior = fit.posterior
+    if not isinstance(posterior, KnowsTarget) or not posterior.is_point:
+        return False
+    return not posterior.target.has_priors
 
 
 def movements(

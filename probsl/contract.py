@@ -7,13 +7,23 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from probsl.program.problem import Problem
+    from probsl.program.target_density import TargetDensity
 
-__all__ = ["Basin", "KnowsDensity", "Method", "Outcome", "Posterior", "Run", "Status"]
+__all__ = [
+    "Basin",
+    "KnowsDensity",
+    "KnowsTarget",
+    "Method",
+    "Outcome",
+    "Posterior",
+    "Run",
+    "Status",
+]
 
 
 class Status(Enum):
@@ -84,15 +94,21 @@ class Posterior(Protocol):
 
 
 @runtime_checkable
-class KnowsDensity(Protocol):
-    """A posterior with a known log density and a known target log density."""
+class KnowsTarget(Protocol):
+    """A posterior that knows the density it maximizes or approximates."""
+
+    @property
+    def target(self) -> TargetDensity:
+        """The density of data and latents, with the factors of its priors."""
+        ...
+
+
+@runtime_checkable
+class KnowsDensity(KnowsTarget, Protocol):
+    """A posterior that knows its own log density besides its target."""
 
     def log_density(self, count: int, seed: int) -> Tensor:
         """Return the log densities, ``[count]``, of the draws that `draw` returns."""
-        ...
-
-    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the log density that is approximated, at values of the latents."""
         ...
 
 

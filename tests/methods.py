@@ -46,6 +46,15 @@ class Pair:
         )
 
 
+# Methods that go the way of others, and the programs that show theirs.
+_FEW = ("linear", "mixed model", "own parameters", "simplex")
+_ONLY = {
+    "SVI chosen": ("linear", "own parameters", "one joint observation"),
+    "SVI Adam": _FEW,
+    "MAP Adam": _FEW,
+}
+
+
 def _says_something(method: str, case: Case) -> bool:
     """Whether a pair takes a way through the code that no other takes."""
     if "discrete" in case.has and method.startswith("SVI"):
@@ -58,13 +67,9 @@ def _says_something(method: str, case: Case) -> bool:
     if case.name == "lasso" and method.startswith("SVI"):
         # A kink takes the noisy steps too.
         return method == "SVI Adam"
-    if method == "SVI chosen":
-        return case.name in ("linear", "own parameters", "one joint observation")
     if method in ("SVI full rank", "MAP w=0.3"):
         return case.name not in ("factor model", "local scales", "robust", "poisson")
-    if method in ("SVI Adam", "MAP Adam"):
-        return case.name in ("linear", "mixed model", "own parameters", "simplex")
-    return True
+    return method not in _ONLY or case.name in _ONLY[method]
 
 
 PAIRS = tuple(

@@ -10,7 +10,7 @@ import numpy as np
 import pyro
 import torch
 
-from probsl.contract import KnowsDensity
+from probsl.contract import KnowsDensity, KnowsTarget
 from probsl.draws.mapped import map_draws
 from probsl.draws.predictions import (
     deterministics,
@@ -192,7 +192,8 @@ class _Collector:
         plain, posterior = self._problem.reweighted(None), self._fit.posterior
         stats = {"lp": self._mapped(lambda v: plain.log_density(v, self._own))}
         if isinstance(posterior, KnowsDensity):
-            stats["log_p"] = self._mapped(posterior.log_target)
+            target = posterior.target
+            stats["log_p"] = self._mapped(lambda v: target.log_density(v, self._own))
             stats["log_q"] = posterior.log_density(self._count, self._seed)
         return {name: ((), _numpy(value)) for name, value in stats.items()}
 
@@ -304,7 +305,7 @@ def _facts(fit: Fit, seed: int) -> dict[str, str | int]:
     facts = {
         "inference_library": "probsl",
         "method": repr(fit.method),
-        "space": getattr(fit.method, "space", None),
+        "space": _space(fit),
         "status": fit.status.name,
         "message": fit.message,
         "note": fit.note,
@@ -315,6 +316,14 @@ def _facts(fit: Fit, seed: int) -> dict[str, str | int]:
         "torch_version": str(torch.__version__),
     }
     return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _space(fit: Fit) -> str | None:
+    """Return the space in which a point maximizes its density; None for others."""
+    posterior = fit.posterior
+    if not isinstance(posterior, KnowsTarget) or not posterior.is_point:
+        return None
+    return posterior.target.space
 
 
 def _version() -> str | None:

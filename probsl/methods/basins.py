@@ -17,8 +17,9 @@ from probsl.methods.search import Found, search_exactly
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from probsl.methods.objective import Objective
+    from probsl.methods.optimizers import DeterministicOptimizer
     from probsl.methods.progress import Callback
-    from probsl.program.coordinates import Coordinates
 
 # Points on the line between two optima at which a barrier is searched for.
 _ON_THE_WAY = (0.1, 0.5, 0.9)
@@ -84,14 +85,12 @@ def preference(found: Found) -> tuple[bool, bool, float]:
 
 
 def search_together(
-    objective: Callable[[Tensor], Tensor],
+    objective: Objective,
     starts: Tensor,
-    layout: Coordinates,
-    size: float,
+    optimizer: DeterministicOptimizer,
     *,
     tolerance: float | None,
     max_steps: int | None,
-    l1: tuple[Tensor, Tensor] | None,
     callback: Callback,
 ) -> Several | None:
     """Search from all starts at once; finish and judge the best ends one by one.
@@ -99,10 +98,10 @@ def search_together(
     Parameters
     ----------
     objective
-        A mean over rows, without the penalty.
+        The objective, on all rows.
     starts
         The starts [k, d].
-    layout, size, tolerance, max_steps, l1, callback
+    optimizer, tolerance, max_steps, callback
         As in `probsl.methods.search.search_exactly`.
 
     Returns
@@ -110,10 +109,11 @@ def search_together(
     Several or None
         None if the objective cannot be vectorized.
     """
-    if not vectorizes(objective, starts):
+    smooth, l1, size = objective.smooth or objective, objective.l1, objective.size
+    if not vectorizes(smooth, starts):
         return None
     many = minimize_many(
-        objective,
+        smooth,
         starts,
         max_steps=max_steps or 1000,
         patience=_PATIENCE,
@@ -127,7 +127,7 @@ def search_together(
 
     def heights(x: Tensor) -> Tensor:
         with torch.no_grad():
-            values = vmap(objective, chunk_size=4 * len(starts))(x)
+            values = vmap(smooth, chunk_size=4 * len(starts))(x)
         return values if l1 is None else values + (l1[1] * (x - l1[0]).abs()).sum(1)
 
     steps = len(many.history) - 1
@@ -139,11 +139,9 @@ def search_together(
         found = search_exactly(
             objective,
             starts[index],
-            layout,
-            size,
+            optimizer,
             tolerance=tolerance,
             max_steps=max_steps and max(1, max_steps - rounds),
-            l1=l1,
             known_point=many.x[index],
             callback=lambda step, loss, x: callback(before + step, loss, x),
         )
@@ -163,16 +161,16 @@ def search_together(
     best = min(done, key=preference)
     if any(found.status is Status.INTERRUPTED for found in done):
         return Several(replace(best, status=Status.INTERRUPTED, sites=()), steps)
-    basins, note = _reported(groups, many.x, layout, size, len(starts))
+    basins, note = _reported(groups, many.x, objective, len(starts))
     return Several(best, steps, basins, f"{note}; {KINKED}" if kinked else note)
 
 
 def search_in_turn(
     search: Callable[[Tensor], Found],
     starts: Sequence[Tensor],
-    heights: Callable[[Tensor], Tensor] | None,
-    layout: Coordinates,
-    size: float,
+    objective: Objective,
+    *,
+    exact: bool,
 ) -> Several:
     """Search from one start after another.
 
@@ -182,10 +180,10 @@ def search_in_turn(
         Maps a start to the result of its search.
     starts
         The starts, [d] each.
-    heights
-        Maps points [n, d] to their objective [n], to identify basins; None: do not.
-    layout, size
-        As in `probsl.methods.search.search_exactly`.
+    objective
+        The objective.
+    exact
+        Whether the results are exact enough to be told apart by basin.
     """
     found: list[Found] = []
     for start in starts:
@@ -196,14 +194,14 @@ def search_in_turn(
     steps = sum(f.steps for f in found)
     if found[-1].status is Status.INTERRUPTED:
         return Several(replace(best, status=Status.INTERRUPTED, sites=()), steps)
-    if heights is None or len(found) == 1:
+    if not exact or len(found) == 1:
         return Several(best, steps)
     x = torch.stack([f.x.detach() for f in found])
-    values = x.new_tensor([f.value / size for f in found])
-    groups = _grouped(x, values, values.isfinite(), heights)
+    values = x.new_tensor([f.value / objective.size for f in found])
+    groups = _grouped(x, values, values.isfinite(), objective.at_each)
     groups = [replace(g, found=found[g.members[0]]) for g in groups]
-    groups = _merged(groups, x, heights)
-    return Several(best, steps, *_reported(groups, x, layout, size, len(starts)))
+    groups = _merged(groups, x, objective.at_each)
+    return Several(best, steps, *_reported(groups, x, objective, len(starts)))
 
 
 def _ended(many: Many, index: int, status: Status, size: float) -> Found:
@@ -343,7 +341,7 @@ def _merged(
 
 
 def _reported(
-    groups: Iterable[_Group], x: Tensor, layout: Coordinates, size: float, count: int
+    groups: Iterable[_Group], x: Tensor, objective: Objective, count: int
 ) -> tuple[tuple[Basin, ...], str]:
     """Return the basins, and a sentence about them."""
     basins, given_up = [], 0
@@ -352,10 +350,11 @@ def _reported(
         if found is None and not group.settled:
             given_up += len(group.members)
             continue
-        value = group.value * size if found is None else found.value
+        value = group.value * objective.size if found is None else found.value
         at = x[group.members[0]] if found is None else found.x.detach()
         status = None if found is None else found.status
-        basins.append(Basin(value, len(group.members), layout.constrain(at), status))
+        values = objective.layout.constrain(at)
+        basins.append(Basin(value, len(group.members), values, status))
     # Of several equal to the displayed digits, the solution comes first.
     basins.sort(key=lambda b: (float(f"{b.value:.6g}"), b.status is None))
     shown = [_described(b, first=i == 0) for i, b in enumerate(basins[:_LISTED])]

@@ -21,7 +21,7 @@ from probsl.methods.endings import named_coordinates
 from probsl.methods.search import Found, search_exactly
 
 if TYPE_CHECKING:
-    from probsl.methods.point_objective import PointObjective
+    from probsl.methods.objective import Objective
     from probsl.methods.progress import Callback
     from probsl.program.observed_supports import Edge
 
@@ -49,7 +49,7 @@ class _Stage:
 
 
 def approach_edge(
-    objective: PointObjective, found: Found, start: Tensor, callback: Callback
+    objective: Objective, found: Found, start: Tensor, callback: Callback
 ) -> Found:
     """Return the optimum of a search that may have reached a support's boundary.
 
@@ -106,11 +106,9 @@ def approach_edge(
 class _Approach:
     """The approach to the boundary of an observed support."""
 
-    def __init__(
-        self, objective: PointObjective, callback: Callback, steps: int
-    ) -> None:
+    def __init__(self, objective: Objective, callback: Callback, steps: int) -> None:
         self._whole = objective
-        self._smooth, self._l1 = objective.without_l1()
+        self._smooth = objective.smooth or objective
         self._callback = callback
         self.steps = steps
         self.stopped = False
@@ -131,17 +129,8 @@ class _Approach:
         """Minimize with decreasing barriers, until rounding hides any change."""
         stages: list[_Stage] = []
         for weight in _WEIGHTS:
-            found = search_exactly(
-                partial(self._objective, weight),
-                x,
-                self._whole.layout,
-                self._whole.size,
-                tolerance=None,
-                max_steps=None,
-                l1=self._l1,
-                idle="ignore",
-                callback=self._callback,
-            )
+            barrier = replace(self._whole, smooth=partial(self._objective, weight))
+            found = search_exactly(barrier, x, idle="ignore", callback=self._callback)
             self.steps += found.steps
             if found.status is Status.INTERRUPTED:
                 self.stopped = True
@@ -174,16 +163,7 @@ class _Approach:
 
     def finished(self, last: _Stage, found: Found) -> Found:
         """Return the result of a search without a barrier, started well inside."""
-        again = search_exactly(
-            self._smooth,
-            last.x,
-            self._whole.layout,
-            self._whole.size,
-            tolerance=None,
-            max_steps=None,
-            l1=self._l1,
-            callback=self._callback,
-        )
+        again = search_exactly(self._whole, last.x, callback=self._callback)
         if again.status is not Status.CONVERGED or again.value > found.value:
             return found
         return replace(again, steps=self.steps + again.steps)
@@ -194,7 +174,7 @@ class _Approach:
         The others keep their values, next to the boundary.
         """
         free = ~self._holding(x)
-        if self._l1 is not None or not bool(free.any()):
+        if self._whole.l1 is not None or not bool(free.any()):
             return x
 
         def restricted(part: Tensor) -> Tensor:

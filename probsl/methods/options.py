@@ -7,17 +7,28 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from probsl.fitting import Fit
+from probsl.methods.optimizers import (
+    LBFGS,
+    DeterministicOptimizer,
+    TrustRegionNewton,
+)
 from probsl.options import did_you_mean, finite_number, shown, whole_number
 
 if TYPE_CHECKING:
     from probsl.program.problem import Problem
 
 
-def check_options(method: Any) -> None:
+def check_options(method: Any, *, deterministic: bool = True) -> None:
     """Refuse invalid options.
+
+    Parameters
+    ----------
+    method
+        The method.
+    deterministic
+        Whether it can use deterministic optimizers.
 
     Raises
     ------
@@ -34,12 +45,7 @@ def check_options(method: Any) -> None:
                 "gain per row, in nats, of which a whole one leaves nothing "
                 f"optimized; 1e-6 is usual, got {method.tolerance}"
             )
-    if method.optimizer is not None and not _makes_optimizers(method.optimizer):
-        raise TypeError(
-            "optimizer must be a torch.optim class or a functools.partial of one, such "
-            "as functools.partial(torch.optim.Adam, lr=0.01), got "
-            f"{shown(method.optimizer)}"
-        )
+    _check_optimizer(method, deterministic=deterministic)
     if method.scheduler is not None and not callable(method.scheduler):
         raise TypeError(
             "scheduler must be a class of torch.optim.lr_scheduler or a "
@@ -53,6 +59,35 @@ def check_options(method: Any) -> None:
         raise TypeError(
             'start must map sites to values, such as {"w": 0.5}, or be a fit, got '
             f"{shown(method.start)}"
+        )
+
+
+def _check_optimizer(method: Any, *, deterministic: bool) -> None:
+    """Refuse optimizers of the wrong kind, and options that do not apply to one."""
+    optimizer = method.optimizer
+    if isinstance(optimizer, type) and issubclass(optimizer, LBFGS | TrustRegionNewton):
+        raise TypeError(
+            f"optimizer must be a value, optimizer=probsl.{optimizer.__name__}(), got "
+            f"the class {optimizer.__name__}"
+        )
+    if isinstance(optimizer, DeterministicOptimizer):
+        if not deterministic:
+            raise TypeError(
+                f"optimizer={optimizer!r} is for MLE and MAP; {type(method).__name__} "
+                "needs a torch.optim class, or None for L-BFGS on fixed draws where "
+                "these suffice"
+            )
+        for option in ("scheduler", "clip_norm"):
+            if getattr(method, option) is not None:
+                raise ValueError(
+                    f"{option}= applies to first-order steps, which "
+                    f"optimizer={optimizer!r} does not take; leave out one of them"
+                )
+    elif optimizer is not None and not _makes_optimizers(optimizer):
+        raise TypeError(
+            "optimizer must be a torch.optim class or a functools.partial of one, such "
+            "as functools.partial(torch.optim.Adam, lr=0.01), got "
+            f"{shown(optimizer)}"
         )
 
 
@@ -88,18 +123,6 @@ def prior_weights(
         check_latent_names(problem, weight, "prior_weight")
         return {n: float(w) for n, w in weight.items()}
     return dict.fromkeys((s.name for s in problem.sites if s.prior), float(weight))
-
-
-def as_tensors(
-    problem: Problem, weights: Mapping[str, float]
-) -> dict[str, float | Tensor]:
-    """Return prior weights as tensors, so that one graph serves all nonzero ones.
-
-    A number would be a constant of the graph, so that each number would be compiled
-    again. A prior of weight 0 is left out of the graph.
-    """
-    options: Any = {"dtype": problem.dtype, "device": problem.device}
-    return {n: torch.tensor(w, **options) if w else 0.0 for n, w in weights.items()}
 
 
 def check_latent_names(problem: Problem, names: Any, argument: str) -> None:

@@ -20,9 +20,11 @@ from probsl.program.supports import unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from probsl.methods.objective import Objective
     from probsl.program.coordinates import Coordinates
     from probsl.program.places import Place
     from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
 
 __all__ = ["has_slope", "start_elsewhere"]
 
@@ -31,32 +33,30 @@ _LOOKED_AT, _LISTED = 30, 5
 
 
 def start_elsewhere(
-    objective: Callable[[Tensor], Tensor],
-    problem: Problem,
-    layout: Coordinates,
-    at_rest: Tensor,
-    free: Tensor,
+    objective: Objective, at_rest: Tensor, free: Tensor, batch: Batch | None = None
 ) -> Tensor:
     """Return the first of several other points at which the gradient is finite.
 
     Parameters
     ----------
     objective
-        A mean over rows.
-    problem
-        The program bound to its data.
-    layout
-        Layout of the latents and own parameters.
+        The objective.
     at_rest
         The original start of the search [size].
     free
         Which of its coordinates may be changed [size].
+    batch
+        The rows on which it should be finite; None: all of them.
 
     Raises
     ------
     ValueError
         If there is none; it names the rows at fault, or the starts that were tried.
     """
+    problem, layout = objective.problem, objective.layout
+
+    def value(x: Tensor) -> Tensor:
+        return objective(x, batch)
 
     def points() -> Iterator[Tensor]:
         for place in others(problem.place):
@@ -64,13 +64,13 @@ def start_elsewhere(
             if x is not None:
                 yield torch.where(free, x, at_rest)
 
-    if has_slope(objective, at_rest):
+    if has_slope(value, at_rest):
         # If it is finite at one point only, a value may be on a boundary, at which the
         # density is finite by accident.
         _refuse_rows(problem, layout, islice(points(), _LOOKED_AT), on_edges=True)
         return at_rest
     for x in points():
-        if has_slope(objective, x):
+        if has_slope(value, x):
             return x
     _refuse_rows(problem, layout, islice(points(), _LOOKED_AT))
     raise ValueError(

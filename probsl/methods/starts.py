@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,26 +15,21 @@ from probsl.methods.other_starts import start_elsewhere
 from probsl.program.places import start_tensor, start_value
 
 if TYPE_CHECKING:
+    from probsl.methods.objective import Objective
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
 
 
 # Scales of the random part of a start, decreasing, and the loss allowed per row.
 _SPREADS = (0.1, 1e-3, 1e-5, 1e-7)
-
-
 _CALM = 10.0
-
 
 Start = Mapping[str, Any] | Fit | None
 
 
 def feasible_start(
-    objective: Callable[[Tensor], Tensor],
-    problem: Problem,
-    layout: Coordinates,
-    start: Start,
-    seed: int,
+    objective: Objective, start: Start, seed: int, batch: Batch | None = None
 ) -> Tensor:
     """Return a start, reduced toward zero until the objective is finite.
 
@@ -43,20 +38,23 @@ def feasible_start(
     Parameters
     ----------
     objective
-        A mean over rows.
-    problem, layout, start, seed
+        The objective.
+    start, seed
         As in `start_vector`.
+    batch
+        The rows on which it should be finite; None: all of them.
 
     Raises
     ------
     ValueError
         If the objective is not finite there, nor at any other start that was tried.
     """
+    problem, layout = objective.problem, objective.layout
 
     def value(x: Tensor) -> float:
         with torch.no_grad():
             try:
-                return float(objective(x))
+                return float(objective(x, batch))
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 return math.nan
 
@@ -70,7 +68,7 @@ def feasible_start(
     free = _free(layout, problem, start)
     if not free.any():
         return at_rest
-    return start_elsewhere(objective, problem, layout, at_rest, free)
+    return start_elsewhere(objective, at_rest, free, batch)
 
 
 def _free(layout: Coordinates, problem: Problem, start: Start) -> Tensor:

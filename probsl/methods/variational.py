@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from probsl.contract import Outcome, Run, Status
-from probsl.engine.steps.feed import NOISE
 from probsl.methods.guides.fixed_draws import obstacle, search_with_fixed_draws
 from probsl.methods.guides.fresh_draws import FreshBound, fresh_bound
 from probsl.methods.guides.initialization import initialized
 from probsl.methods.guides.many_draws import ManyDraws
 from probsl.methods.guides.posterior import GuidePosterior
+from probsl.methods.noisy_search import search_noisily
+from probsl.methods.objective import example_of
 from probsl.methods.options import (
     check_options,
     check_prior_weight,
     prior_weights,
 )
-from probsl.methods.search import Found, batch_at, example_of, search_noisily
 from probsl.noise.standardized import standardized
 from probsl.options import whole_number
+from probsl.program.target_density import TargetDensity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from probsl.engine.steps.first_order import OptimizerFactory, SchedulerFactory
     from probsl.methods.guides.elbo import ELBO
     from probsl.methods.guides.forms import GuideForm
+    from probsl.methods.search import Found
     from probsl.methods.starts import Start
     from probsl.noise.record import NoiseRecord
     from probsl.program.problem import Problem
@@ -105,7 +107,7 @@ class SVI:
     start: Start = None
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_options(self, deterministic=False)
         check_prior_weight(self.prior_weight)
         if self.draws is not None:
             whole_number("draws", self.draws)
@@ -123,10 +125,8 @@ class SVI:
                 "SVI needs a latent site, and the program has only parameters of its "
                 "own; give them a prior, or use MLE"
             )
-        weights = prior_weights(problem, self.prior_weight)
-        bound, noise, factor = initialized(
-            problem, self.guide, weights, self.start, run
-        )
+        target = TargetDensity(problem, prior_weights(problem, self.prior_weight))
+        bound, noise, factor = initialized(target, self.guide, self.start, run)
         guide = bound.guide
         found, note = None, ""
         if not self._asks_for_noise and run.batch_size is None:
@@ -145,7 +145,7 @@ class SVI:
             found, fresh = _with_noise(self, run, bound, noise)
             note = "; ".join(filter(None, [why, fresh, found.remark, found.reason]))
         values = bound.layout.unconstrained(found.x.detach())
-        posterior = GuidePosterior(problem, guide, *bound.split(values), weights)
+        posterior = GuidePosterior(target, guide, *bound.split(values))
         sites = found.sites
         if found.status is Status.NONFINITE:
             sites = posterior.broken_sites() or sites
@@ -173,30 +173,11 @@ def _with_noise(
     method: SVI, run: Run, bound: ELBO, noise: NoiseRecord
 ) -> tuple[Found, str]:
     """Return the result of noisy steps, and the ELBO of fresh draws there."""
-    problem = bound.problem
     count = 1
     if noise.replayable:
         count = method.draws or _draws_per_step(run, bound, noise)
 
-    def objective(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        batch = batch_at(problem, given)
-        if NOISE not in given:  # torch's own generator is used
-            return bound.estimate(x, batch)
-        if count > 1:
-            return bound.averaged(x, noise, given[NOISE], batch).mean()
-        with noise.supply(given[NOISE][0]):
-            return bound.estimate(x, batch)
-
-    found = search_noisily(
-        objective,
-        bound.start,
-        bound.layout,
-        problem=problem,
-        method=method,
-        run=run,
-        noise=noise,
-        draws=count,
-    )
+    found = search_noisily(bound.objective(noise, count), bound.start, method, run)
     fresh = _fresh(bound, noise, found, run)
     if fresh is None:
         return found, ""

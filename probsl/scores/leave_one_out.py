@@ -141,7 +141,7 @@ def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
     def densities(draw: Draws) -> Draws:
         found = {"rows": problem.log_likelihood_rows(draw, own)}
         if isinstance(posterior, KnowsDensity):
-            found["p"] = posterior.log_target(draw)
+            found["p"] = posterior.target.log_density(draw, own)
         return found
 
     evaluating = problem.program.evaluating()

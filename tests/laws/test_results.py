@@ -30,7 +30,7 @@ def shapes(fit):
 def test_a_point_knows_the_objective_that_is_least_there(pair):
     fit = fitted(pair)
     objective = fit.method.objective(fit.problem)
-    assert objective.weights == fit.posterior.objective.weights
+    assert objective.target.prior_weights == fit.posterior.target.prior_weights
     x = objective.layout.flatten({**fit.posterior.values, **fit.posterior.own})
     with fit.problem.isolated(), torch.no_grad():
         value = float(objective(x)) * objective.size

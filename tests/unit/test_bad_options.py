@@ -123,6 +123,41 @@ def optimizer_that_makes_none():
     fit(method=probsl.MAP(optimizer=lambda parameters: parameters))
 
 
+for _method in (probsl.MLE, probsl.MAP, probsl.SVI):
+    for _optimizer in (probsl.LBFGS, probsl.TrustRegionNewton):
+
+        @case(TypeError, "optimizer=probsl.", "()", "the class", _optimizer.__name__)
+        def optimizer_as_a_class(method=_method, optimizer=_optimizer):
+            fit(method=method(optimizer=optimizer))
+
+
+@case(TypeError, "optimizer=LBFGS()", "MLE and MAP", "SVI", "torch.optim")
+def deterministic_optimizer_of_a_distribution():
+    fit(method=probsl.SVI(optimizer=probsl.LBFGS()))
+
+
+@case(ValueError, "clip_norm=", "first-order steps", "LBFGS()", "leave out one")
+def clipped_gradients_without_steps():
+    fit(method=probsl.MAP(optimizer=probsl.LBFGS(), clip_norm=1.0))
+
+
+@case(ValueError, "LBFGS()", "rows in batches", "leave out batch_size=")
+def deterministic_optimizer_in_batches():
+    fit(method=probsl.MAP(optimizer=probsl.LBFGS()), batch_size=2)
+
+
+@case(ValueError, "TrustRegionNewton()", "random numbers", "leave out optimizer=")
+def deterministic_optimizer_of_a_noisy_program():
+    def program(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        kept = torch.bernoulli(torch.full_like(x, 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * kept, 1.0), obs=x)
+
+    method = probsl.MAP(optimizer=probsl.TrustRegionNewton())
+    probsl.fit(program, {"x": Y}, method)
+
+
 @case(ValueError, "starts", "at least 1")
 def no_start():
     fit(method=probsl.MAP(starts=0))

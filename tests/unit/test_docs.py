@@ -24,6 +24,7 @@ PAGES = sorted(
     and not set(MADE) & set(path.relative_to(DOCS).parts)
     and "_templates" not in path.parts
 )
+RECIPES = sorted(path.stem for path in (DOCS / "developer").glob("add-*.md"))
 # What a browser would fetch by itself; a link that a reader follows is none of these.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|embed)\b[^>]*\b(?:src|srcset)=["']?(?:https?:)?//"""
@@ -73,7 +74,7 @@ def test_every_tutorial_is_executed():
         assert "```{code-cell}" in text, page
 
 
-@pytest.mark.parametrize("page", ["add-a-method", "add-a-diagnostic", "add-a-plot"])
+@pytest.mark.parametrize("page", RECIPES)
 def test_a_template_is_code_that_passes_the_checks(page, tmp_path):
     if importlib.util.find_spec("ruff") is None:
         pytest.skip("NOT CHECKED: the style of the templates, for there is no ruff")

@@ -10,7 +10,7 @@ from torch.distributions.transforms import identity_transform
 
 from probsl.fitting import Fit
 from probsl.methods.guides.posterior import GuidePosterior
-from probsl.methods.options import as_tensors
+from probsl.methods.objective import Objective
 from probsl.methods.starts import Start, start_vector
 from probsl.program.coordinates import Coordinates, Entry
 from probsl.program.scoring import Batch, total, weighted_terms
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from probsl.methods.guides.forms import Guide
     from probsl.noise.record import NoiseRecord
-    from probsl.program.problem import Problem
+    from probsl.program.target_density import TargetDensity
 
 
 # Prefix of the names of the guide's own parameters.
@@ -32,6 +32,8 @@ class ELBO:
 
     Attributes
     ----------
+    target
+        The density that the guide approximates.
     layout
         Layout of the guide's parameters and the program's own.
     start
@@ -40,14 +42,13 @@ class ELBO:
 
     def __init__(
         self,
-        problem: Problem,
+        target: TargetDensity,
         guide: Guide,
-        weights: dict[str, float],
         start: Start,
     ) -> None:
-        self.problem = problem
+        problem = self.problem = target.problem
+        self.target = target
         self.guide = guide
-        self._factors = as_tensors(problem, weights)
         names = {p.name: f"{GUIDE}{p.name}" for p in guide.functional.own_parameters}
         # A parameter shared by both is one coordinate, among the program's.
         self._places = names | guide.shared
@@ -77,10 +78,19 @@ class ELBO:
         guide_own, own = self.split(self.layout.unconstrained(x))
         scoring = self.guide.score(guide_own, batch)
         log_q = total(weighted_terms(scoring, problem.data_plate, batch))
-        log_p = problem.log_density(
-            scoring.values, own, batch, prior_weights=self._factors
-        )
+        log_p = self.target.log_density(scoring.values, own, batch)
         return (log_q - log_p) / problem.size
+
+    def objective(self, noise: NoiseRecord, draws: int) -> Objective:
+        """Return the negative ELBO per row, by some draws of its random numbers."""
+
+        def value(x: Tensor, batch: Batch | None = None) -> Tensor:
+            return self.estimate(x, batch or self.problem.batch())
+
+        size = self.problem.size
+        return Objective(
+            self.target, self.layout, size, value, noise=noise, draws=draws
+        )
 
     def averaged(
         self, x: Tensor, noise: NoiseRecord, draws: Tensor, batch: Batch | None = None

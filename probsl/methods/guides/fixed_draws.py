@@ -14,14 +14,17 @@ from probsl.methods.guides.elbo import ELBO, GUIDE
 from probsl.methods.guides.fresh_draws import fresh_bound
 from probsl.methods.guides.many_draws import ManyDraws
 from probsl.methods.guides.whitening import whitened
+from probsl.methods.objective import Objective
+from probsl.methods.optimizers import LBFGS, DeterministicOptimizer
 from probsl.methods.progress import watching
-from probsl.methods.search import NEWTON_LIMIT, Found, search_exactly
+from probsl.methods.search import Found, search_exactly
 from probsl.noise.standardized import standardized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from probsl.noise.record import NoiseRecord
+    from probsl.program.scoring import Batch
 
 
 # Fixed draws are for problems whose draws times rows fit in memory many times over.
@@ -156,21 +159,19 @@ class _Search:
         if near is not None:
             start, layout, raw = near.start, near.layout, near.raw
 
-        def objective(point: Tensor) -> Tensor:
+        def value(point: Tensor, batch: Batch | None = None) -> Tensor:  # noqa: ARG001
             return size * self.many(raw(point), draws).mean()
 
         taken = 0 if self.losses is None else len(self.losses) - 1
         left = None if self.max_steps is None else max(self.max_steps - taken, 1)
         with watching(self.run, 1, self.max_steps) as callback:
             found = search_exactly(
-                objective,
+                Objective(bound.target, layout, 1.0, value),
                 start,
-                layout,
-                1,
-                tolerance=self._nats(objective, start),
+                self._optimizer(whitened=near is not None),
+                tolerance=self._nats(value, start),
                 max_steps=left,
                 idle="ignore",
-                newton_limit=self._newton_limit(whitened=near is not None),
                 callback=lambda step, loss, point: callback(
                     taken + step, loss, raw(point)
                 ),
@@ -199,14 +200,14 @@ class _Search:
         rounding = 10 * torch.finfo(start.dtype).eps * max(height, 1.0)
         return max(_GAIN, rounding)
 
-    def _newton_limit(self, *, whitened: bool) -> int:
-        """Return the largest dimension in which Newton steps finish the search.
+    def _optimizer(self, *, whitened: bool) -> DeterministicOptimizer | None:
+        """Return L-BFGS if Newton steps need not finish the search.
 
         Whitened coordinates do not need them, except for parameters without a prior,
         which the data may leave free.
         """
         free = not whitened or self.bound.problem.own_parameters
-        return NEWTON_LIMIT if free and not self.bound.guide.redundant else 0
+        return None if free and not self.bound.guide.redundant else LBFGS()
 
 
 def _same(x: Tensor) -> Tensor:

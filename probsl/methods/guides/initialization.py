@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,8 @@ from probsl.methods.guides.forms import (
     begins_by_itself,
     prepare,
 )
-from probsl.methods.search import NEWTON_LIMIT, example_of
+from probsl.methods.objective import example_of, point_objective
+from probsl.methods.optimizers import NEWTON_LIMIT
 from probsl.methods.starts import Start, feasible_start
 from probsl.noise.record import NoiseRecord, record
 from probsl.program.batch_checks import check_guide_batches
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from probsl.contract import Run
     from probsl.program.problem import Problem
     from probsl.program.scoring import Batch
+    from probsl.program.target_density import TargetDensity
 
 
 # The number of draws used to test whether a bound is finite.
@@ -34,22 +37,16 @@ _TRIED_DRAWS = 64
 
 
 def initialized(
-    problem: Problem,
-    form: GuideForm,
-    weights: dict[str, float],
-    start: Start,
-    run: Run,
+    target: TargetDensity, form: GuideForm, start: Start, run: Run
 ) -> tuple[ELBO, NoiseRecord, Tensor | None]:
     """Return the bound of a guide that is initialized where the bound is finite.
 
     Parameters
     ----------
-    problem
-        The program bound to its data.
+    target
+        The density to approximate.
     form
         The guide, in any form that `SVI` takes.
-    weights
-        Site -> factor of its log prior.
     start
         As in `SVI`.
     run
@@ -66,6 +63,7 @@ def initialized(
     ValueError
         If the guide cannot be trained on the problem.
     """
+    problem = target.problem
     refuse_unbounded(problem, form)
     example = example_of(problem, run)
 
@@ -78,14 +76,14 @@ def initialized(
             check_guide_batches(
                 problem, lambda rows: guide.score(own, rows), run.batch_size
             )
-        bound = ELBO(problem, guide, weights, start)
+        bound = ELBO(target, guide, start)
         noise = record(lambda: bound.estimate(bound.start, example))
         _refuse_detached(noise, guide)
         return bound, noise
 
     if begins_by_itself(problem, form):
         return (*begun(GuideStart({}, None)), None)
-    *better, near = _beginnings(problem, weights, start, run.seed)
+    *better, near = _beginnings(target, start, run.seed)
     for beginning in better:
         bound, noise = begun(beginning)
         if _is_finite(bound, noise, example):
@@ -107,22 +105,15 @@ def _is_finite(bound: ELBO, noise: NoiseRecord, batch: Batch) -> bool:
             return True
 
 
-def _beginnings(
-    problem: Problem, weights: dict[str, float], start: Start, seed: int
-) -> list[GuideStart]:
+def _beginnings(target: TargetDensity, start: Start, seed: int) -> list[GuideStart]:
     """Return starts for an automatic guide, the best one first.
 
     That is around given values; else by Laplace's approximation, unless the mode is so
     flat that draws around it overflow; then near zero in unconstrained space.
     """
-    layout = problem.coordinates()
-
-    def objective(point: Tensor) -> Tensor:
-        values, jacobian = layout.constrain_with_jacobian(point, problem.weight_rows)
-        density = problem.log_density(values, values, prior_weights=weights)
-        return -(density + jacobian) / problem.size
-
-    x = feasible_start(objective, problem, layout, start, seed)
+    problem, layout = target.problem, target.problem.coordinates()
+    objective = point_objective(replace(target, space="unconstrained"), layout)
+    x = feasible_start(objective, start, seed)
 
     def at(point: Tensor) -> dict[str, Tensor]:
         values = layout.constrain(point)
@@ -137,7 +128,7 @@ def _beginnings(
     if mode.ending is not Ending.CONVERGED or mode.hessian is None:
         return [near]
     size = sum(e.flat_shape.numel() for e in layout.entries if e.name in near.values)
-    precision = mode.hessian[:size, :size].detach() * problem.size
+    precision = mode.hessian[:size, :size].detach() * objective.size
     inverse, singular = torch.linalg.inv_ex(precision)
     factor, failed = torch.linalg.cholesky_ex(inverse)
     if singular or failed:

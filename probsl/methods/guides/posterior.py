@@ -16,10 +16,10 @@ from probsl.program.scoring import Batch, total, weighted_terms
 from probsl.program.supports import bijection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from probsl.methods.guides.forms import Guide
-    from probsl.program.problem import Problem
+    from probsl.program.target_density import TargetDensity
 
 
 _REPRESENTATIVE_ELEMENTS = 20_000_000
@@ -34,24 +34,23 @@ class GuidePosterior:
         Own parameter of the program -> unconstrained value.
     guide_own
         Own parameter of the guide -> unconstrained value.
-    prior_weights
-        Site -> factor of its log prior in the density that the guide approximates.
+    target
+        The density that the guide approximates.
     """
 
     is_point = False
 
     def __init__(
         self,
-        problem: Problem,
+        target: TargetDensity,
         guide: Guide,
         guide_own: dict[str, Tensor],
         own: dict[str, Tensor],
-        weights: Mapping[str, float] | None = None,
     ) -> None:
+        self.target = target
         self.own = own
-        self.prior_weights = dict(weights or {})
         self.guide_own = guide_own
-        self._problem = problem
+        self._problem = target.problem
         self._guide = guide
 
     def point(self) -> dict[str, Tensor]:
@@ -72,15 +71,6 @@ class GuidePosterior:
     def log_density(self, count: int, seed: int) -> Tensor:
         """Return the guide's log density, ``[count]``, at the values from `draw`."""
         return self._independent(self._log_density, count, seed)["log_q"]
-
-    def log_target(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the log density that the guide approximates, at values of the latents.
-
-        It has the same weights of priors and rows as the fit, whichever method asks
-        for it, and is a scalar.
-        """
-        own = {name: value.detach() for name, value in self.own.items()}
-        return self._problem.log_density(values, own, prior_weights=self.prior_weights)
 
     def _independent(
         self, function: Callable[[], dict[str, Tensor]], count: int, seed: int
