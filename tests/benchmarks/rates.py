@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta
 
 import probsl
 from probsl.engine.steps import stochastic
-from probsl.methods import search
+from probsl.methods import noisy_search
 
 RATE = 1e-3
 # One burst of steps, after which it is the turn of the next tool.
@@ -36,11 +36,12 @@ def timed_blocks() -> Iterator[list[tuple[int, float]]]:
             *arguments, **{**options, "callback": callback, "every_step": False}
         )
 
-    kept, search.minimize_stochastic = search.minimize_stochastic, minimize_stochastic
+    kept = noisy_search.minimize_stochastic
+    noisy_search.minimize_stochastic = minimize_stochastic
     try:
         yield seen
     finally:
-        search.minimize_stochastic = kept
+        noisy_search.minimize_stochastic = kept
 
 
 def probsl_burst(
