@@ -343,7 +343,7 @@ def guide_without_a_site():
     _fit_guide(lambda y=None: None)
 
 
-@case(ValueError, "'nu'", "no latent site of the program (mu)", "is_auxiliary")
+@case(ValueError, "'nu'", "not a latent site of the program (mu)", "is_auxiliary")
 def guide_with_one_site_more():
     def guide(y=None):
         pyro.sample("mu", dist.Normal(location(), 1.0))

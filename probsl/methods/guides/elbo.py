@@ -18,7 +18,7 @@ from probsl.program.scoring import Batch, total, weighted_terms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from probsl.methods.guides.forms import Guide
+    from probsl.methods.guides.guide import Guide
     from probsl.noise.record import NoiseRecord
     from probsl.program.target_density import TargetDensity
 

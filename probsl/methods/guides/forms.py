@@ -1,19 +1,17 @@
-"""All supported forms of guides, as functions of their own parameters."""
+"""Makes a guide from any supported form."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import MultivariateNormal
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGuide,
@@ -26,25 +24,21 @@ from pyro.infer.autoguide import (
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from probsl.isolation.calls import forked
-from probsl.program.messages import plates_of
+from probsl.methods.guides.checks import check_sites
+from probsl.methods.guides.guide import Guide
 from probsl.program.program_errors import annotate
 from probsl.program.reached import leave_out_unreached
-from probsl.program.scoring import Batch, Scoring
-from probsl.program.sites import Role
-from probsl.program.stateless_callable import OwnParameter, StatelessCallable
+from probsl.program.stateless_callable import StatelessCallable
 
 if TYPE_CHECKING:
     from probsl.program.problem import Problem
+    from probsl.program.scoring import Batch
 
 # An automatic guide is full-rank up to this many latent dimensions, then of low
 # rank, then mean-field.
 FULL_RANK_LIMIT = 300
 LOW_RANK_LIMIT = 5_000
-# A guide that leaves a support shows it within this many draws, or rarely does.
-_SUPPORT_DRAWS = 32
 
 GuideForm = Callable[..., Any] | type[AutoGuide] | nn.Module | None
 
@@ -63,110 +57,6 @@ class GuideStart:
 
     values: dict[str, Tensor]
     factor: Tensor | None
-
-
-class Guide:
-    """A guide whose parameters are explicit.
-
-    Attributes
-    ----------
-    functional
-        The guide as a function of its own parameters and the program's arguments.
-    name
-        Its name in messages.
-    chosen
-        Whether it was chosen by default and not by the user.
-    shared
-        Own parameter of the guide -> the parameter of the program that it is, too.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        functional: StatelessCallable,
-        name: str,
-        *,
-        chosen: bool,
-    ) -> None:
-        self.functional = functional
-        self.name = name
-        self.chosen = chosen
-        self._problem = problem
-        self.shared: dict[str, str] = {}
-
-    def share(self, own: Sequence[OwnParameter]) -> None:
-        """Find the parameters that are shared with the program.
-
-        Raises
-        ------
-        ValueError
-            If the shapes of a shared one differ.
-        """
-        places = {key: p for p in own for key in p.keys}
-        transforms = {}
-        for mine in self.functional.own_parameters:
-            theirs = next((places[k] for k in mine.keys if k in places), None)
-            if theirs is None:
-                continue
-            if theirs.start.shape != mine.start.shape:
-                raise ValueError(
-                    f"parameter '{mine.name}' has the shape {tuple(mine.shape)} in the "
-                    f"guide and {tuple(theirs.shape)} in the program, where one name "
-                    "is one parameter; give both one shape, or each its own name"
-                )
-            self.shared[mine.name] = theirs.name
-            transforms[mine.name] = theirs.transform
-        self.functional.adopt(transforms)
-
-    @property
-    def redundant(self) -> bool:
-        """Whether different parameters give the same distribution (rotations)."""
-        return isinstance(self.functional.function, AutoLowRankMultivariateNormal)
-
-    def score(self, own: Mapping[str, Tensor], batch: Batch) -> Scoring:
-        """Run the guide and return the values and log densities of its sites."""
-        scoring = _GuideScoring({})
-        with scoring:
-            self._problem.call(self.functional, own, batch.arguments)
-        return scoring
-
-
-class _GuideScoring(Scoring):
-    """Draws multivariate normals explicitly, and scores them by their components.
-
-    The density of ``loc + L z`` is known from z and the diagonal of L. From the value
-    alone it requires solving a triangular system, the most expensive step.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__(values)
-        self._white: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        fn = msg["fn"]
-        if type(fn) is not MultivariateNormal or msg["done"] or msg["is_observed"]:
-            return
-        shape = fn.batch_shape + fn.event_shape
-        white = torch.randn(shape, dtype=fn.loc.dtype, device=fn.loc.device)
-        tril = fn._unbroadcasted_scale_tril
-        # A compiler fuses a matrix-vector product with the surrounding operations.
-        plain = tril.dim() == 2 and white.dim() == 1
-        spread = tril.mv(white) if plain else (tril @ white[..., None]).squeeze(-1)
-        msg["value"] = fn.loc + spread
-        msg["done"] = True
-        self._white[msg["name"]] = white
-
-    def density(self, msg: Any) -> Tensor:
-        """Return the log density of a site's value, without scale and mask."""
-        white = self._white.get(msg["name"])
-        if white is None:
-            return super().density(msg)
-        diagonal = msg["fn"]._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1)
-        constant = white.shape[-1] * math.log(2 * math.pi)
-        squares: Tensor = white.square().sum(-1)
-        half_log_determinant: Tensor = diagonal.log().sum(-1)
-        return -(squares + constant) / 2 - half_log_determinant
 
 
 def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
@@ -215,7 +105,7 @@ def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
         raise
     prepared = Guide(problem, functional, _name(form), chosen=chosen)
     own = {p.name: p.start for p in functional.own_parameters}
-    _check_sites(problem, prepared.score(own, problem.batch()))
+    check_sites(problem, prepared.score(own, problem.batch()))
     leave_out_unreached(functional, [partial(_results, prepared, problem.batch())])
     prepared.share(problem.own_parameters)
     return prepared
@@ -373,72 +263,3 @@ def _copied(guide: nn.Module, problem: Problem) -> nn.Module:
                 "param_state", {"params": {}, "constraints": {}}
             )
     return duplicate.to(problem.device)
-
-
-def _check_sites(problem: Problem, scoring: Scoring) -> None:
-    _refuse_subsamples(problem, scoring)
-    latents = {s.name: s for s in problem.latents}
-    sampled = {}
-    for name, message in scoring.messages.items():
-        if message["is_observed"] or message["infer"].get("is_auxiliary"):
-            continue
-        sampled[name] = message
-        if name in problem.sites_with_role(Role.ENUMERATED):
-            raise ValueError(
-                f"the guide samples '{name}', a discrete site that is summed out; "
-                "leave it out of the guide"
-            )
-        if name not in latents:
-            raise ValueError(
-                f"the guide samples '{name}', which is no latent site of the program "
-                f"({', '.join(latents)}); remove it, or mark it with "
-                'infer={"is_auxiliary": True}'
-            )
-        if tuple(message["value"].shape) != tuple(latents[name].shape):
-            raise ValueError(
-                f"the guide gives '{name}' the shape {tuple(message['value'].shape)}, "
-                f"the program {tuple(latents[name].shape)}; give both the same shape"
-            )
-        if not message["fn"].has_rsample:
-            raise ValueError(
-                f"the guide draws '{name}' from {type(message['fn']).__name__}, "
-                "through which gradients do not pass; use a reparameterized "
-                "distribution"
-            )
-        _check_support(message, latents[name].support)
-    missing = [n for n in latents if n not in sampled]
-    if missing:
-        raise ValueError(
-            f"the guide lacks '{missing[0]}', a latent site of the program; add "
-            f"pyro.sample('{missing[0]}', ...) to the guide"
-        )
-
-
-def _refuse_subsamples(problem: Problem, scoring: Scoring) -> None:
-    """Refuse a guide that subsamples rows itself: they differ from the program's."""
-    shared = problem.subsampling.seen if problem.subsampling else {}
-    for message in scoring.messages.values():
-        for plate in plates_of(message):
-            if plate.size != plate.full_size and plate.name not in shared:
-                raise ValueError(
-                    f"plate '{plate.name}' of the guide draws a subsample of "
-                    f"{plate.size} of {plate.full_size} by itself, which are other "
-                    "rows than the program's; leave subsample_size out, and let fit "
-                    "draw batches of rows with batch_size="
-                )
-
-
-def _check_support(message: Any, support: Any) -> None:
-    """Refuse a guide whose draws are outside a site's support."""
-    with forked(torch.get_default_device()), torch.no_grad():
-        draws = message["fn"].sample(torch.Size([_SUPPORT_DRAWS]))
-    edges = support
-    while isinstance(edges, constraints.independent):
-        edges = edges.base_constraint
-    # Rows that must sum to one do so only up to rounding.
-    if edges.event_dim == 0 and not bool(edges.check(draws).all()):
-        raise ValueError(
-            f"the guide draws '{message['name']}' from {type(message['fn']).__name__}, "
-            f"also outside the site's support, {support}; use a distribution of that "
-            "support, such as LogNormal for positive numbers"
-        )

@@ -13,7 +13,6 @@ from probsl.engine.minimize.minimize import minimize
 from probsl.methods.guides.checks import refuse_reaching, refuse_unbounded
 from probsl.methods.guides.elbo import ELBO
 from probsl.methods.guides.forms import (
-    Guide,
     GuideForm,
     GuideStart,
     begins_by_itself,
@@ -27,6 +26,7 @@ from probsl.program.batch_checks import check_guide_batches
 
 if TYPE_CHECKING:
     from probsl.contract import Run
+    from probsl.methods.guides.guide import Guide
     from probsl.program.problem import Problem
     from probsl.program.scoring import Batch
     from probsl.program.target_density import TargetDensity

@@ -18,7 +18,7 @@ from probsl.program.supports import bijection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from probsl.methods.guides.forms import Guide
+    from probsl.methods.guides.guide import Guide
     from probsl.program.target_density import TargetDensity
 
 
