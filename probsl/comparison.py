@@ -99,8 +99,10 @@ class Comparison:
             for title, table in self._tables()
             for place, part in enumerate(in_width(table))
         ]
-        told = [textwrap.fill(each, WIDTH) for each in [self.caution, *self._told()]]
-        return "\n\n".join([*parts, *told])
+        sentences = [
+            textwrap.fill(each, WIDTH) for each in [self.caution, *self._sentences()]
+        ]
+        return "\n\n".join([*parts, *sentences])
 
     def __repr__(self) -> str:
         return str(self)
@@ -111,8 +113,10 @@ class Comparison:
             f'<div style="overflow-x: auto">{table.to_html(max_rows=ROWS)}</div>'
             for title, table in self._tables()
         ]
-        told = [f"<p>{html.escape(t)}</p>" for t in [self.caution, *self._told()]]
-        return "".join([*parts, *told])
+        sentences = [
+            f"<p>{html.escape(t)}</p>" for t in [self.caution, *self._sentences()]
+        ]
+        return "".join([*parts, *sentences])
 
     @property
     def caution(self) -> str:
@@ -134,9 +138,9 @@ class Comparison:
             f"the fitted rows and favor the freer fit{rest}."
         )
 
-    def _told(self) -> list[str]:
+    def _sentences(self) -> list[str]:
         """Return sentences about individual fits."""
-        told = [
+        sentences = [
             f"{name}: {fit.message}"
             for name, fit in self.fits.items()
             if fit.status.name != "CONVERGED"
@@ -144,14 +148,16 @@ class Comparison:
         for name, each in self.left_out.items():
             bad = int((each.k_rows >= K_LIMIT).sum())
             if bad:
-                told.append(
+                sentences.append(
                     f"{name}: elpd_loo is unreliable: {bad} of {len(each.k_rows)} rows "
                     f"{'has' if bad == 1 else 'have'} Pareto k >= {K_LIMIT}; they are "
                     "highly influential, or the guide fits poorly; score held-out rows "
                     "with data= instead"
                 )
-        told += [f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()]
-        return told
+        sentences += [
+            f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()
+        ]
+        return sentences
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Return the titles and tables to print, with numbers formatted as text."""

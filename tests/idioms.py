@@ -1,6 +1,6 @@
 """Idioms of Pyro's documentation and examples, each as a small program with data.
 
-They are written anew, as their users write them: plates without a size, padded
+They are written again, as their users write them: plates without a size, padded
 sequences, handlers in and around the program, enumerated latents, networks,
 reparameterizations, arguments that are no arrays. What the laws ask of `programs.py`
 they do not keep to: some take required arguments, return values, or observe nothing

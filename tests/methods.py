@@ -39,7 +39,7 @@ class Pair:
         return f"{self.method}-{self.case}"
 
     def fit(self, **options) -> probsl.Fit:
-        """Fit it anew, by steps that do not depend on the clock."""
+        """Fit it again, by steps that do not depend on the clock."""
         options = {"compile": False, **options}
         return probsl.fit(
             self.case.program, self.case.data, METHODS[self.method], **options

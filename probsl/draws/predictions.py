@@ -57,7 +57,7 @@ def predictive(
 
     def generate(values: Draws) -> Draws:
         # Sites that are still observed, for example for a length, are not predicted.
-        generating = Generating(values, anew=observed)
+        generating = Generating(values, redrawn=observed)
         with generating:
             problem.run(own, arguments)
         return {
@@ -145,7 +145,7 @@ def replicates(
         sites that cannot be drawn, because their distribution has no sampler.
     """
     names = problem.sites_with_role(Role.OBSERVED)
-    return _anew(problem, draws, own, names, count=count, seed=seed)
+    return _redrawn(problem, draws, own, names, count=count, seed=seed)
 
 
 def prior_draws(
@@ -171,7 +171,7 @@ def prior_draws(
         that cannot be drawn: those with improper priors, and all that depend on them.
     """
     names = tuple(s.name for s in problem.latents)
-    draws, missing = _anew(problem, {}, own, names, count=count, seed=seed)
+    draws, missing = _redrawn(problem, {}, own, names, count=count, seed=seed)
     for site in problem.latents:
         if site.name in draws and set(site.parents) & set(missing):
             missing = (*missing, site.name)
@@ -179,7 +179,7 @@ def prior_draws(
     return draws, missing
 
 
-def _anew(
+def _redrawn(
     problem: Problem,
     given: Draws,
     own: Draws,

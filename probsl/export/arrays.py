@@ -107,11 +107,14 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
     }
     facts = _facts(fit, seed)
     attrs = {"": facts, "posterior": dict(facts)}
-    for group, told in {"prior": undrawn, "posterior_predictive": unpredicted}.items():
-        if told:
+    for group, reason in {
+        "prior": undrawn,
+        "posterior_predictive": unpredicted,
+    }.items():
+        if reason:
             # A group that is left out completely cannot have attributes.
-            facts[f"{group}_left_out"] = told
-            attrs[group] = {"left_out": told}
+            facts[f"{group}_left_out"] = reason
+            attrs[group] = {"left_out": reason}
     return FitArrays(
         {name: group for name, group in arrays.items() if group},
         _labels(fit.problem),

@@ -289,7 +289,7 @@ def _check_dims(
     for name, given in dims.items():
         if name not in known:
             raise ValueError(
-                f"dims names '{name}', which is no variable of the fit; those are "
+                f"dims names '{name}', which is not a variable of the fit; those are "
                 f"{', '.join(known)}"
             )
         # A single string or number has no axes.
@@ -322,7 +322,7 @@ def _check_coords(
     for dim, labels in coords.items():
         if dim not in sizes:
             raise ValueError(
-                f"coords names '{dim}', which is no dimension of the fit; those are "
+                f"coords names '{dim}', which is not a dimension of the fit; those are "
                 f"{', '.join(sizes)}"
             )
         shape = np.shape(np.asarray(labels))

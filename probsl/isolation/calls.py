@@ -400,7 +400,7 @@ def _turn() -> AbstractContextManager[Any]:
     return _LOCK
 
 
-def _begin_anew() -> None:
+def _begin_again() -> None:
     """Release a forked child process from the block of another thread."""
     global _LOCK  # noqa: PLW0603
     if _OPEN and _OPEN[0]._thread == get_ident():
@@ -412,7 +412,7 @@ def _begin_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_begin_again)
 
 
 def _contents(state: PyroState) -> tuple[Any, ...]:

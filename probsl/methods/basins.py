@@ -183,7 +183,7 @@ def search_in_turn(
     objective
         The objective.
     exact
-        Whether the results are exact enough to be told apart by basin.
+        Whether the results are exact enough to be grouped by basin.
     """
     found: list[Found] = []
     for start in starts:

@@ -33,8 +33,8 @@ def watching(run: Run, size: float, total: int | None) -> Iterator[Callback]:
     def callback(step: int, loss: float, x: Tensor, rate: float | None = None) -> bool:
         if bar is not None:
             bar.update(step - bar.n)
-            told = {} if rate is None else {"rate": f"{rate:.2g}"}
-            bar.set_postfix(loss=f"{loss * size:.6g}", **told, refresh=False)
+            details = {} if rate is None else {"rate": f"{rate:.2g}"}
+            bar.set_postfix(loss=f"{loss * size:.6g}", **details, refresh=False)
         answers = [each(step, loss * size, x) for each in run.callbacks]
         return any(answers)
 

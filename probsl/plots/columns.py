@@ -109,7 +109,7 @@ def input_along(x: str | None, columns: dict[str, Array]) -> str:
         return likely[0]
     if x not in columns:
         raise ValueError(
-            f"'{x}' is no input with one value per row; there are: {known}"
+            f"'{x}' is not an input with one value per row; there are: {known}"
             + did_you_mean(x, columns)
         )
     return x
@@ -143,7 +143,7 @@ def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int 
     known = (*observed, *fit.problem.sites_with_role(Role.DETERMINISTIC))
     if site not in known:
         raise ValueError(
-            f"'{site}' is no observed or deterministic site of the program "
+            f"'{site}' is not an observed or deterministic site of the program "
             f"({', '.join(known)}){did_you_mean(site, known)}"
         )
     return site, part
@@ -169,7 +169,7 @@ def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
     known = [*signature_of(function).parameters, *given]
     if name not in known and name not in fit.problem.sites_with_role(Role.OBSERVED):
         raise ValueError(
-            f"'{name}' is no argument of the program ({', '.join(known)})"
+            f"'{name}' is not an argument of the program ({', '.join(known)})"
             + did_you_mean(name, known)
         )
     if given.get(name) is None:

@@ -143,8 +143,8 @@ def choose(
     for name in names:
         if name not in known and name not in found:
             raise ValueError(
-                f"'{name}' is no site of the fits ({', '.join(known)}), and no element "
-                f"of one{did_you_mean(name, [*known, *found])}"
+                f"'{name}' is not a site of the fits ({', '.join(known)}), nor an "
+                f"element of one{did_you_mean(name, [*known, *found])}"
             )
     chosen = tuple(e for e in elements if e.site in names or e.label in names)
     return Choice(chosen, len(chosen))

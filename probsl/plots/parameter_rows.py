@@ -68,6 +68,6 @@ def finish_rows(ax: Axes, labels: Sequence[str], xlabel: str, note: str) -> None
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    told = textwrap.fill(xlabel, 60)
-    ax.set_xlabel(f"{told}\n({note})" if note else told)
+    label = textwrap.fill(xlabel, 60)
+    ax.set_xlabel(f"{label}\n({note})" if note else label)
     legend_above(ax)

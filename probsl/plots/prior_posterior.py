@@ -193,8 +193,8 @@ def _window(
 ) -> tuple[float, float]:
     """Return the range to show: the draws, and points and prior as far as they fit."""
     ends = [float(np.quantile(v, q)) for v in spread.values() for q in (0.001, 0.999)]
-    told = np.array(ends or [*points.values()] or [0.0])
-    low, high = float(told.min()), float(told.max())
+    shown = np.array(ends or [*points.values()] or [0.0])
+    low, high = float(shown.min()), float(shown.max())
     room = (_WIDEST - 1) / 2 * (high - low) if spread else np.inf
     tails = np.empty(0) if prior is None else np.quantile(prior, (0.01, 0.99))
     further = np.clip([low, high, *points.values(), *tails], low - room, high + room)

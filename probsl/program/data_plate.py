@@ -156,7 +156,7 @@ def why_no_rows(sites: Sequence[Site], plate: Plate | None) -> str:
     """
     if plate is not None:
         return (
-            f"plate '{plate.name}' is sequential, so its elements are no rows; write "
+            f"plate '{plate.name}' is sequential, so its elements are not rows; write "
             f"it with pyro.plate('{plate.name}', {plate.size}): instead of a loop"
         )
     observed = [s for s in sites if s.role is Role.OBSERVED]

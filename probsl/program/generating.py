@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 class Generating(Messenger):
     """Runs a program forward with some latents given, and records every site.
 
-    Observed sites named in `anew` are drawn.
+    Observed sites named in `redrawn` are drawn.
     """
 
     def __init__(
-        self, values: Mapping[str, Tensor], anew: Collection[str] = ()
+        self, values: Mapping[str, Tensor], redrawn: Collection[str] = ()
     ) -> None:
         super().__init__()
         self._values = values
-        self._anew = anew
+        self._redrawn = redrawn
         self.messages: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -37,7 +37,7 @@ class Generating(Messenger):
             _check_size(msg, value)
             msg["value"] = value
             msg["done"] = True
-        elif name in self._anew and msg["is_observed"]:
+        elif name in self._redrawn and msg["is_observed"]:
             self._draw(msg)
 
     def _draw(self, msg: Any) -> None:
@@ -61,12 +61,12 @@ class Drawing(Generating):
     def __init__(
         self,
         values: Mapping[str, Tensor],
-        anew: Collection[str],
+        redrawn: Collection[str],
         instead: Mapping[str, Tensor],
         missing: set[str],
     ) -> None:
         super().__init__(values)
-        self._sites = anew
+        self._sites = redrawn
         self._instead = instead
         self._missing = missing
 

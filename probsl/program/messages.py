@@ -291,8 +291,8 @@ def _refuse_no_distribution(name: str, fn: Any) -> None:
             f"pyro.distributions.{kind}"
         )
     raise TypeError(
-        f"site '{name}' samples from a {kind}, which is no distribution; give one of "
-        "pyro.distributions"
+        f"site '{name}' samples from a {kind}, which is not a distribution; give one "
+        "of pyro.distributions"
     )
 
 

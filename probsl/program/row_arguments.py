@@ -34,7 +34,7 @@ def named_rows(
     Parameters
     ----------
     run, arguments, plate, sites
-        As for `told_apart`.
+        As for `distinguished`.
     rows
         Their names, if the user gave them.
 
@@ -49,7 +49,7 @@ def named_rows(
     try:
         return find_rows(arguments, plate.size, rows, others), ""
     except UnclearRowsError as unclear:
-        apart = told_apart(run, arguments, plate, sites)
+        apart = distinguished(run, arguments, plate, sites)
         if apart is not None:
             return apart, ""
         lengths = arguments.lengths().items()
@@ -57,7 +57,7 @@ def named_rows(
         return found, str(unclear)
 
 
-def told_apart(
+def distinguished(
     run: Callable[[Mapping[str, Any]], Any],
     arguments: Arguments,
     plate: Plate,

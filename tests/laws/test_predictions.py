@@ -96,7 +96,7 @@ def test_predictions_of_a_distribution_have_its_spread_too():
     assert (expected > 1.05 * latents["sigma"].square().mean()).all()
 
 
-def test_local_latents_are_drawn_anew():
+def test_local_latents_are_drawn_again():
     """A row's factor has variance one, and is not that of a row which was fitted."""
     case = problem("factor model")
     fit = fitted(Pair("MAP", case))

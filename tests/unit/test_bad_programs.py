@@ -208,7 +208,7 @@ def distribution_of_torch():
     fit_y(program)
 
 
-@case(TypeError, "site 'mu'", "a float, which is no distribution")
+@case(TypeError, "site 'mu'", "a float, which is not a distribution")
 def no_distribution():
     def program(y=None):
         pyro.sample("mu", 0.0)

@@ -170,7 +170,7 @@ def test_only_a_ragged_loader_has_weights():
     assert (weights[10] > 0).tolist() == [True] * 3 + [False] * 7
 
 
-def test_epochs_of_a_loader_are_shuffled_anew_and_by_the_seed():
+def test_epochs_of_a_loader_are_shuffled_again_and_by_the_seed():
     def epochs(**options):
         blocks = loaded(1, shuffle=True, **options)
         return [blocks.take(SIZE)[0]["x"].flatten() for _ in range(2)]

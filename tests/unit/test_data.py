@@ -49,7 +49,7 @@ def test_the_arguments_of_a_module_are_those_of_its_forward(line):
     assert fitted.problem.rows == ("x", "y")
     with pytest.raises(ValueError, match="z"):
         probsl.fit(line, {"x": x, "z": y}, probsl.MAP())
-    # What was observed is no input of a prediction, given or not.
+    # What was observed is not an input of a prediction, given or not.
     draws = fitted.predict({"x": x, "y": y})["y"]
     assert draws.std(0).min() > 0.5
     assert (draws == fitted.predict({"x": x})["y"]).all()

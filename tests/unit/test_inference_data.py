@@ -164,7 +164,7 @@ def test_scopes_are_no_groups():
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"dims": {"v": ["a"]}}, ValueError, "dims names 'v', which is no variable"),
+        ({"dims": {"v": ["a"]}}, ValueError, "dims names 'v', which is not a variable"),
         ({"dims": {"w": "a"}}, TypeError, "dims\\['w'\\] must be a list of names"),
         ({"dims": {"w": ["a", "b"]}}, ValueError, "length 2, but 'w' has 1 axes"),
         ({"dims": {"effect": ["a"]}}, ValueError, "length 1, but 'effect' has 0 axes"),
@@ -176,7 +176,11 @@ def test_scopes_are_no_groups():
             ValueError,
             "'groups' has 2 entries in 'w' and 3",
         ),
-        ({"coords": {"v": [1]}}, ValueError, "coords names 'v', which is no dimension"),
+        (
+            {"coords": {"v": [1]}},
+            ValueError,
+            "coords names 'v', which is not a dimension",
+        ),
         ({"coords": {"groups": [1]}}, ValueError, "length 1, but .* 3 entries"),
         ({"coords": {"groups": "abc"}}, ValueError, "length 1, but .* 3 entries"),
         ({"coords": {"groups": 3}}, ValueError, "length 1, but .* 3 entries"),

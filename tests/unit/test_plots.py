@@ -214,17 +214,17 @@ def test_the_style_is_one_of_matplotlib():
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, "z"),
             ValueError,
-            "'z' is no input .* there are: x",
+            "'z' is not an input .* there are: x",
         ),
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, y="z"),
             ValueError,
-            "'z' is no argument",
+            "'z' is not an argument",
         ),
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, site="a"),
             ValueError,
-            "'a' is no observed or deterministic site",
+            "'a' is not an observed or deterministic site",
         ),
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, y="y[1]"),
