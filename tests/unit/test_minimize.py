@@ -553,26 +553,6 @@ def test_other_errors_go_through():
 # The parts.
 
 
-def test_hessian_without_a_batching_rule():
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**3
-
-        @staticmethod
-        def backward(ctx, slope):
-            (x,) = ctx.saved_tensors
-            if float(slope.detach().sum()) == math.inf:  # what vmap cannot do
-                return slope
-            return slope * 3 * x**2
-
-    landscape = Landscape(lambda x: Cube.apply(Cube.apply(x)).sum() + x[0] * x[1])
-    expected = np.array([[72.0, 1.0], [1.0, 72.0 * 2**7]])
-    for _ in range(2):  # the second time it knows
-        np.testing.assert_allclose(landscape.hessian(vector(1.0, 2.0)), expected)
-
-
 def test_hessian_of_a_line_is_zero():
     landscape = Landscape(lambda x: x.sum())
     np.testing.assert_array_equal(landscape.hessian(vector(1.0, 2.0)), np.zeros((2, 2)))

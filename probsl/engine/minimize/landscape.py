@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probsl.engine.minimize.shared_factors import shared_factors_multiplied_once
+from probsl.engine.minimize.hessian import Hessian
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
-
-
-# Rows of the Hessian per batched product: more use more memory but save no time.
-CHUNK = 64
-# Up to this many rows are computed one by one, as gradients of a sum: a batch needs
-# grad_outputs=, and at its first use torch imports sympy for half a second.
-FEW = 64
 
 
 class Landscape:
@@ -43,7 +36,7 @@ class Landscape:
     ) -> None:
         self.objective = objective
         self.l1 = l1
-        self._batched = True
+        self._hessian = Hessian(objective)
 
     def slope(self, x: Tensor) -> tuple[float, Tensor]:
         """Return the value, penalty included, and the gradient [d] without it.
@@ -79,43 +72,5 @@ class Landscape:
 
     def hessian(self, x: Tensor) -> NDArray[np.float64]:
         """Return the symmetric Hessian [d, d] of the objective without the penalty."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = self.objective(x)
-            if not value.requires_grad:
-                return np.zeros((len(x), len(x)))
-            (gradient,) = torch.autograd.grad(
-                value, x, create_graph=True, materialize_grads=True
-            )
-            if not gradient.requires_grad:
-                return np.zeros((len(x), len(x)))
-            basis = torch.eye(len(x), dtype=x.dtype, device=x.device)
-            rows = torch.cat([self._rows(gradient, x, b) for b in basis.split(CHUNK)])
-        full: NDArray[np.float64] = rows.detach().double().cpu().numpy()
+        full: NDArray[np.float64] = self._hessian(x).double().cpu().numpy()
         return (full + full.T) / 2
-
-    def _rows(self, gradient: Tensor, x: Tensor, basis: Tensor) -> Tensor:
-        """Return the rows [k, d] of the Hessian along the unit vectors [k, d]."""
-        if self._batched and len(x) > FEW:
-            try:
-                with shared_factors_multiplied_once():
-                    (rows,) = torch.autograd.grad(
-                        gradient,
-                        x,
-                        basis,
-                        retain_graph=True,
-                        is_grads_batched=True,
-                        materialize_grads=True,
-                    )
-            except RuntimeError:  # an operation without a batching rule, or no memory
-                self._batched = False
-            else:
-                return rows
-        return torch.stack(
-            [
-                torch.autograd.grad(
-                    gradient @ unit, x, retain_graph=True, materialize_grads=True
-                )[0]
-                for unit in basis
-            ]
-        )
