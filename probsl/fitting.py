@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probsl.contract import Basin, Method, Posterior, Run, Status
-from probsl.data.loaders import StreamedRows
+from probsl.data.data_options import DataOptions
 from probsl.draws.log_scores import log_score_rows
 from probsl.draws.predictions import deterministics, predictive
 from probsl.draws.summary import summarize
@@ -358,21 +358,9 @@ def fit(
     started = time.perf_counter()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
-    problem = _bound(
-        program,
-        data,
-        rows=rows,
-        weights=weights,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        total=total,
-        place=_first_place(method),
-    )
-    if isinstance(problem.source, StreamedRows):
-        batch_size = problem.source.batch_size
-    if batch_size is None:
-        batch_size = problem.own_batch_size
+    options = DataOptions(rows, weights, batch_size, total, dtype, device)
+    problem = _bound(program, data, options, _first_place(method))
+    batch_size = batch_size or problem.data.batch_size or problem.own_batch_size
     if batch_size is not None:
         check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
@@ -396,13 +384,13 @@ def fit(
 
 
 def _bound(
-    program: Callable[..., Any] | Problem, data: Any, *, weights: Any, **options: Any
+    program: Callable[..., Any] | Problem, data: Any, options: DataOptions, place: Place
 ) -> Problem:
     """Bind a program to data, unless it is a problem, which is bound already."""
     if not isinstance(program, Problem):
-        return Problem.build(program, data, weights=weights, **options)
+        return Problem.build(program, data, options, place=place)
     asked = {"data": data} | {
-        n: options[n] for n in ("rows", "dtype", "device", "total")
+        name: getattr(options, name) for name in ("rows", "dtype", "device", "total")
     }
     given = [name for name, value in asked.items() if value is not None]
     if given:
@@ -410,6 +398,16 @@ def _bound(
             f"{given[0]} must be None, because a problem has its data already; give "
             "the program to bind it to other data"
         )
+    all_rows, batch_size = program.data, options.batch_size or 0
+    if not all_rows.complete and batch_size > max(
+        all_rows.held, all_rows.batch_size or 0
+    ):
+        raise ValueError(
+            f"batch_size is {batch_size}, but the problem holds only {all_rows.held} "
+            f"of its {all_rows.size} rows; give a smaller one, or the program and its "
+            "data again"
+        )
+    weights = options.weights
     return program if weights is None else program.reweighted(weights)
 
 

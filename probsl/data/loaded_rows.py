@@ -60,7 +60,7 @@ class LoadedRows:
         self._batches = self._without_end()
 
     def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return the next batches, see `probsl.data.batches.Blocks`."""
+        """Return the next batches, see `probsl.engine.steps.feed.Blocks`."""
         taken = [next(self._batches) for _ in range(steps)]
         names = taken[0][0]
         rows = {name: torch.stack([rows[name] for rows, _ in taken]) for name in names}

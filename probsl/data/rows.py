@@ -1,40 +1,195 @@
-"""All rows of a problem, if its arguments hold only some of them."""
+"""All rows of a problem: held by its arguments, stored in arrays, or streamed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from probsl.data.arguments import Arguments, bind
 from probsl.data.conversion import (
     Converter,
     is_mapped,
     refuse_overflow,
     resident,
 )
-from probsl.data.loaders import StreamedRows
-from probsl.options import did_you_mean, several_names
+from probsl.data.shuffled_rows import ShuffledRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
-# From this many rows on, the steps before training use only a part of them.
-_MANY = 100_000
-# This many rows represent all of them before training, and a few more, so that they
-# are not mistaken for columns or groups.
-_AT_HAND = 1000
-_MORE = 9
-# Rows per part in a pass over all of them.
+    from probsl.engine.steps.feed import Blocks
+
+# Rows per part in a pass over all stored rows.
 _PART = 1 << 16
+# Above this many rows, no results per row are computed.
+_MANY_ROWS = 1_000_000
+
+
+class Rows(Protocol):
+    """All rows of a problem, wherever they are.
+
+    The problem's arguments hold all of them (`HeldRows`), or some that represent all
+    before training, while the others stay in their arrays (`StoredRows`) or their
+    loader (`probsl.data.streamed_rows.StreamedRows`). Rows are a dict from the name of
+    an argument to its values ``[rows, ...]``, with one weight per row, or None for
+    weights of 1.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments with one entry per row."""
+
+    @property
+    def unclear(self) -> str:
+        """Why it is unclear which arguments are rows; empty if it is clear.
+
+        If unclear, `names` are all candidates, and there can be no batches.
+        """
+
+    @property
+    def size(self) -> int:
+        """The number of rows, N."""
+
+    @property
+    def held(self) -> int:
+        """The number of rows in the problem's arguments."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the problem's arguments hold all rows."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows per step if none are given; None if they can be fitted at once."""
+
+    @property
+    def weights(self) -> Tensor | None:
+        """One weight per row, shape ``[size]``, or None."""
+
+    @property
+    def held_weights(self) -> Tensor | None:
+        """The weights of the rows in the problem's arguments."""
+
+    def read_as(self, dtype: torch.dtype, device: torch.device) -> Rows:
+        """Return the same rows, to be read onto a device, with floats of type `dtype`.
+
+        Raises
+        ------
+        ValueError
+            If a number is too large for `dtype`.
+        """
+
+    def reweighted(
+        self, weights: Any, dtype: torch.dtype, device: torch.device
+    ) -> Rows:
+        """Return the same rows with other weights, None for weights of 1.
+
+        Raises
+        ------
+        ValueError
+            If the weights are not one nonnegative number per row, or the rows come in
+            any order.
+        """
+
+    def spread(self, count: int) -> Tensor:
+        """Return the indices of some rows, as far apart as can be read."""
+
+    def at(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Read some rows; of a DataLoader, of those in the problem's arguments.
+
+        They are empty if no argument has one entry per row.
+        """
+
+    def parts(self) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        """Yield all rows in parts; none are named if the problem's arguments are all.
+
+        Arrays are read in order.
+        """
+
+    def blocks(self, batch_size: int, seed: int) -> Blocks:
+        """Return the source of batches of rows, shuffled by a seed."""
+
+    def load(self) -> dict[str, Any]:
+        """Return the arrays with all rows.
+
+        Raises
+        ------
+        ValueError
+            If they are in a DataLoader, or too many for results per row.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRows:
+    """All rows, in the arguments of a problem; see `Rows`.
+
+    Attributes
+    ----------
+    size
+        The number of rows; of observed values if there is no data plate.
+    names
+        The arguments with one entry per row; none until a run has shown the plates.
+    arrays
+        The arrays that batches index: those arguments, or an index of the rows.
+    """
+
+    size: int = 1
+    names: tuple[str, ...] = ()
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+    unclear: str = ""
+    complete: ClassVar[bool] = True
+    batch_size: ClassVar[None] = None
+
+    @property
+    def held(self) -> int:
+        """The number of rows."""
+        return self.size
+
+    @property
+    def held_weights(self) -> Tensor | None:
+        """The weights of all rows."""
+        return self.weights
+
+    def read_as(self, dtype: torch.dtype, device: torch.device) -> HeldRows:  # noqa: ARG002
+        """Return the same rows: they are read with the arguments."""
+        return self
+
+    def reweighted(
+        self, weights: Any, dtype: torch.dtype, device: torch.device
+    ) -> HeldRows:
+        """Return the same rows with other weights, see `Rows.reweighted`."""
+        return replace(self, weights=row_weights(weights, self.size, dtype, device))
+
+    def spread(self, count: int) -> Tensor:
+        """Return indices at equal distances."""
+        return spread(count, self.size)
+
+    def at(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return some rows."""
+        rows = {name: array[index] for name, array in self.arrays.items()}
+        return rows, _weights_at(self.weights, index)
+
+    def parts(self) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        """Yield the weights of all rows once; the arguments hold their values."""
+        yield {}, self.weights
+
+    def blocks(self, batch_size: int, seed: int) -> Blocks:
+        """Return shuffled batches."""
+        return ShuffledRows(self.arrays, self.size, batch_size, seed, self.weights)
+
+    def load(self) -> dict[str, Any]:
+        """Return the arrays with all rows."""
+        return self.arrays
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """All rows of a problem, in arrays in memory or memory-mapped.
+    """All rows, in arrays in memory or memory-mapped, of which some are held.
+
+    See `Rows`.
 
     Attributes
     ----------
@@ -44,6 +199,8 @@ class StoredRows:
         The number of rows, N.
     index
         Indices of the rows that the problem's arguments hold.
+    batch_size
+        Rows per step, for which they are stored.
     dtype
         The floating type in which rows are read; None keeps it.
     device
@@ -53,38 +210,67 @@ class StoredRows:
     arrays: dict[str, Any]
     size: int
     index: Tensor
+    batch_size: int
+    weights: Tensor | None = None
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    complete: ClassVar[bool] = False
+    unclear: ClassVar[str] = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The arguments with one entry per row."""
         return tuple(self.arrays)
 
-    def read_as(self, dtype: torch.dtype, device: torch.device) -> StoredRows:
-        """Return the same rows, to be read onto a device, with floats of type `dtype`.
+    @property
+    def held(self) -> int:
+        """The number of rows in the problem's arguments."""
+        return len(self.index)
 
-        Raises
-        ------
-        ValueError
-            If a number is too large for `dtype`.
-        """
+    @property
+    def held_weights(self) -> Tensor | None:
+        """The weights of the rows in the problem's arguments."""
+        return _weights_at(self.weights, self.index)
+
+    def read_as(self, dtype: torch.dtype, device: torch.device) -> StoredRows:
+        """Return the same rows, read in another form, see `Rows.read_as`."""
         for name, array in self.arrays.items():
             refuse_overflow(name, array, dtype)
         return replace(self, dtype=dtype, device=device)
 
-    def at(self, index: Tensor) -> dict[str, Tensor]:
-        """Read some rows."""
-        return {n: self._read(a, index) for n, a in self.arrays.items()}
+    def reweighted(
+        self, weights: Any, dtype: torch.dtype, device: torch.device
+    ) -> StoredRows:
+        """Return the same rows with other weights, see `Rows.reweighted`."""
+        return replace(self, weights=row_weights(weights, self.size, dtype, device))
 
-    def parts(self) -> Iterator[tuple[dict[str, Tensor], slice]]:
-        """Yield all rows in order, in parts, with the slice of each part."""
+    def spread(self, count: int) -> Tensor:
+        """Return indices at equal distances."""
+        return spread(count, self.size)
+
+    def at(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Read some rows."""
+        rows = {n: self._read(a, index) for n, a in self.arrays.items()}
+        return rows, _weights_at(self.weights, index)
+
+    def parts(self) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        """Yield all rows in order, in parts."""
         for start in range(0, self.size, _PART):
             part = slice(start, min(start + _PART, self.size))
-            yield (
-                {n: self._resident(a[part]) for n, a in self.arrays.items()},
-                part,
-            )
+            rows = {n: self._resident(a[part]) for n, a in self.arrays.items()}
+            yield rows, None if self.weights is None else self.weights[part]
+
+    def blocks(self, batch_size: int, seed: int) -> Blocks:
+        """Return shuffled batches."""
+        return ShuffledRows(
+            self.arrays, self.size, batch_size, seed, self.weights, dtype=self.dtype
+        )
+
+    def load(self) -> dict[str, Any]:
+        """Return the arrays, if their rows are not too many."""
+        if self.size > _MANY_ROWS:
+            refuse_all(f"are {self.size}, too many to hold with the draws of each")
+        return self.arrays
 
     def _read(self, array: Any, index: Tensor) -> Tensor:
         rows = array[index if torch.is_tensor(array) else index.numpy()]
@@ -94,158 +280,34 @@ class StoredRows:
         return resident(rows, self.dtype, self.device)
 
 
-AllRows = StoredRows | StreamedRows
-
-
-def at_hand(
-    function: Callable[..., Any],
-    data: Any,
-    *,
-    rows: Sequence[str] | None,
-    labels: Mapping[str, tuple[Any, ...]] | None,
-    batch_size: int | None,
-    total: int | None,
-) -> tuple[Arguments, AllRows | None]:
-    """Return a program's arguments, and the source of the rows that they omit.
-
-    Batches of many rows, of memory-mapped arrays and of loaders leave the rows in
-    place: the arguments hold some of them, which represent all before training.
-
-    Parameters
-    ----------
-    function
-        The program.
-    data
-        Its arguments, see `probsl.fit`.
-    rows
-        The names of the arguments that are rows, if the user gave them.
-    labels
-        The labels of earlier arguments, which these must match.
-    batch_size
-        Rows per step; None for all of them, or for those of a loader's batch.
-    total
-        The number of rows of a loader.
+def refuse_all(why: str) -> NoReturn:
+    """Refuse results for every row.
 
     Raises
     ------
-    ValueError, TypeError
-        If the data do not fit this program.
-    """
-    if isinstance(data, DataLoader):
-        stream = StreamedRows(data, function, total)
-        arguments = stream.at_hand(batch_size, rows, labels)
-        return arguments, None if stream.held else stream
-    if total is not None:
-        raise ValueError(
-            "total needs a DataLoader; arrays say themselves how many rows there are"
-        )
-    arguments = bind(function, data, labels=labels)
-    if batch_size is None:
-        return arguments, None
-    size = _size(arguments, rows)
-    mapped = any(is_mapped(array) for array in arguments.arrays().values())
-    count = max(batch_size, _AT_HAND) + _MORE
-    if size <= count or not (mapped or size > _MANY):
-        return arguments, None
-    names = find_rows(arguments, size, rows, {})
-    if rows is None:
-        _refuse_unequal(arguments, size)
-    places = torch.linspace(0, size - 1, count, dtype=torch.float64, device="cpu")
-    index = places.long()
-    arrays = {name: arguments.values[name] for name in names}
-    stored = StoredRows(arrays, size, index)
-    held = replace(arguments, values={**arguments.values, **stored.at(index)})
-    return held, stored
-
-
-def _size(arguments: Arguments, rows: Sequence[str] | None) -> int:
-    """Return the number of rows, by the longest array."""
-    lengths = arguments.lengths()
-    if rows is not None and not isinstance(rows, str):
-        named = [lengths[name] for name in rows if name in lengths]
-        if named:
-            return named[0]
-    return max(lengths.values(), default=0)
-
-
-def _refuse_unequal(arguments: Arguments, size: int) -> None:
-    """Refuse an array that is nearly as long as the rows, or mapped like them."""
-    for name, length in arguments.lengths().items():
-        long = 2 * length > size or is_mapped(arguments.values[name])
-        if length != size and long:
-            raise ValueError(
-                f"argument '{name}' has {length} entries where the longest array has "
-                f"{size}; give one entry per row each, or name those that are rows, "
-                "for example rows=('x', 'y')"
-            )
-
-
-class UnclearRowsError(ValueError):
-    """Lengths do not determine which arguments have one entry per row."""
-
-
-def find_rows(
-    arguments: Arguments,
-    size: int,
-    rows: Sequence[str] | None,
-    other_plates: Mapping[str, int],
-) -> tuple[str, ...]:
-    """Find the arguments with one entry per row.
-
-    Parameters
-    ----------
-    arguments
-        The program's arguments.
-    size
-        The number of rows, N.
-    rows
-        The names of the arguments, if the user gave them.
-    other_plates
-        Name -> size of the plates that are not the data plate.
-
-    Raises
-    ------
-    UnclearRowsError
-        If the lengths do not determine them.
     ValueError
-        If they contradict the user's names.
+        Saying why, and what to do instead.
     """
-    lengths = arguments.lengths()
-    matching = tuple(n for n, length in lengths.items() if length == size)
-    if rows is not None:
-        for name in several_names("rows", rows):
-            if name not in lengths:
-                raise ValueError(
-                    f"rows names '{name}', which is not an array argument; those are "
-                    f"{', '.join(lengths)}{did_you_mean(name, lengths)}"
-                )
-            if name not in matching:
-                raise ValueError(
-                    f"rows names '{name}', whose first axis is {lengths[name]}, but "
-                    f"the data plate has {size} rows; name arguments of that length"
-                )
-        return tuple(rows)
-    remedy = f"say which arguments have one entry per row, for example rows={matching}"
-    if size > 1:
-        for name in matching:
-            if size in arguments.values[name].shape[1:]:
-                raise UnclearRowsError(
-                    f"argument '{name}' has {size} entries along several axes, so it "
-                    f"is not clear which are rows; {remedy}"
-                )
-        for name, other in other_plates.items():
-            if other == size and matching:
-                raise UnclearRowsError(
-                    f"plate '{name}' is of size {size}, as many as there are rows, so "
-                    f"it is not clear which arguments are rows; {remedy}"
-                )
-    return matching
+    raise ValueError(
+        f"the rows of this fit {why}, so they cannot all be shown; score some "
+        "with log_score(fit, data), or fit some of them as arrays"
+    )
+
+
+def spread(count: int, size: int) -> Tensor:
+    """Return indices at equal distances, from the first row to the last."""
+    places = torch.linspace(0, size - 1, count, dtype=torch.float64, device="cpu")
+    return places.long()
+
+
+def _weights_at(weights: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if weights is None else weights[index]
 
 
 def row_weights(
     weights: Any, size: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Check and convert one weight per row.
+) -> Tensor | None:
+    """Check and convert one weight per row; None stays None, for weights of 1.
 
     Raises
     ------
@@ -253,6 +315,8 @@ def row_weights(
         If a weight is negative or not finite, or their number differs from the
         number of rows.
     """
+    if weights is None:
+        return None
     converted = Converter()("weights", weights)
     converted = resident(converted) if is_mapped(converted) else converted
     if not torch.is_tensor(converted) or converted.shape != (size,):

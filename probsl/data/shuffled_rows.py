@@ -57,7 +57,7 @@ class ShuffledRows:
     Examples
     --------
     >>> import torch
-    >>> from probsl.data.batches import ShuffledRows
+    >>> from probsl.data.shuffled_rows import ShuffledRows
     >>> rows = ShuffledRows({"y": torch.arange(6)}, 6, 2, seed=0)
     >>> batches, weights = rows.take(3)
     >>> batches["y"].shape, sorted(batches["y"].flatten().tolist())
@@ -97,7 +97,7 @@ class ShuffledRows:
             self._blocks = torch.zeros(0, dtype=torch.long, device="cpu")
 
     def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return the next batches, see `probsl.data.batches.Blocks`."""
+        """Return the next batches, see `probsl.engine.steps.feed.Blocks`."""
         wanted = steps * self.batch_size
         parts: list[dict[str, Tensor]] = []
         while wanted:

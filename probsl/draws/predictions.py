@@ -102,14 +102,14 @@ def deterministics(
 
     evaluating = problem.program.evaluating()
     with problem.isolated(), torch.no_grad(), evaluating:
-        return map_draws(generate, draws, count, problem.rows_held)
+        return map_draws(generate, draws, count, problem.data.held)
 
 
 def _length(problem: Problem, arguments: Mapping[str, Any]) -> int:
     """Return the number of rows of new arguments."""
     given = [arguments[name] for name in problem.rows if name in arguments]
     lengths = [len(value) for value in given if torch.is_tensor(value) and value.ndim]
-    return max(lengths, default=problem.rows_held)
+    return max(lengths, default=problem.data.held)
 
 
 def _by_row(problem: Problem, site: Site) -> bool:
@@ -119,7 +119,7 @@ def _by_row(problem: Problem, site: Site) -> bool:
     others = {
         p.size for s in problem.sites for p in s.plates if p.name != _name(problem)
     }
-    return site.shape[:1] == (problem.rows_held,) and problem.rows_held not in others
+    return site.shape[:1] == (problem.data.held,) and problem.data.held not in others
 
 
 def _name(problem: Problem) -> str:

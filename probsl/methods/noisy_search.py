@@ -144,7 +144,7 @@ def _whole(objective: Objective, run: Run) -> Callable[[Tensor], Tensor] | None:
     if objective.noise is not None or run.batch_size is None:
         return None
     many = problem.size * objective.layout.size > _WHOLE_ELEMENTS
-    return None if many or problem.source is not None else objective
+    return objective if problem.data.complete and not many else None
 
 
 def _remark(settled: StochasticMinimum, size: float) -> str:
@@ -193,8 +193,8 @@ def _feed(objective: Objective, run: Run) -> Feed:
     blocks, row_bytes, numbers = None, 0, 0
     if run.batch_size is not None:
         blocks = problem.batches(run.batch_size, run.seed)
-        held = problem.batch_arrays.values()
-        row_bytes = sum(array.nbytes // max(len(array), 1) for array in held)
+        first, _ = problem.data.at(torch.arange(1, device="cpu"))
+        row_bytes = sum(array.nbytes for array in first.values())
     drawn = None
     if noise is not None and noise.replayable:
         generator = torch.Generator("cpu").manual_seed(run.seed)

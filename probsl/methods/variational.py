@@ -196,7 +196,7 @@ def _fresh(
     if left is None or found.status is not Status.CONVERGED:
         return None
     small = problem.size <= _STEP_ELEMENTS // 32
-    if noise.replayable and problem.source is None and small:
+    if noise.replayable and problem.data.complete and small:
         many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
         if many.way != "loop":
             return fresh_bound(bound, many, noise, found.x, run.seed)

@@ -95,7 +95,7 @@ def priors(fit: Fit, *, seed: int = 0) -> Priors:
     """
     problem, own = fit.problem, fit.posterior.own
     # Every draw computes all rows.
-    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.rows_held))
+    count = max(_LEAST_DRAWS, min(_DRAWS, _DRAWN // problem.data.held))
     draws, missing = prior_draws(problem, own, count=count, seed=seed)
     if not missing:
         draws |= deterministics(problem, draws, own, count)

@@ -46,16 +46,17 @@ def check_batches(problem: Problem, batch_size: int) -> None:
     """
     batch_size = whole_number("batch_size", batch_size)
     problem.refuse_no_rows("batch_size=")
-    if problem.unclear_rows and batch_size < problem.size:
-        raise ValueError(problem.unclear_rows)
+    if problem.data.unclear and batch_size < problem.size:
+        raise ValueError(problem.data.unclear)
     plate = problem.data_plate
-    if not problem.batch_arrays and plate and plate.size != plate.full_size:
+    first, _ = problem.data.at(torch.arange(1, device="cpu"))
+    if not first and plate and plate.size != plate.full_size:
         raise ValueError(
             f"plate '{plate.name}' is given {plate.size} of {plate.full_size} entries "
             "by the program itself; leave subsample out, and let fit draw batches of "
             "rows with batch_size="
         )
-    if not problem.batch_arrays:
+    if not first:
         raise ValueError(
             f"batch_size needs arguments with {problem.size} entries, one per row; "
             "pass the data as arguments of the program"
@@ -168,23 +169,18 @@ def audit_batches(problem: Problem, batch_size: int) -> None:
 def _batches(problem: Problem, batch_size: int) -> tuple[Batch, Batch, Batch]:
     """Return some rows, and the two batches among them that differ most."""
     count = min(2 * batch_size, problem.size)
-    if problem.source is None or hasattr(problem.source, "at"):
-        last_row = problem.size - 1
-        index = torch.linspace(
-            0, last_row, count, dtype=torch.float64, device="cpu"
-        ).long()
-    else:
-        index = torch.arange(min(count, problem.rows_held), device="cpu")
-    rows = problem.rows_at(index).arguments
-    held = {**problem.arguments.values, **rows}
+    index = problem.data.spread(count)
+    rows, _ = problem.data.at(index)
+    arguments = problem.arguments.values
+    held = {**arguments, **rows}
     if ROW_INDEX in rows:
         held |= {n: held[n][rows[ROW_INDEX]] for n in problem.rows}
     places = torch.arange(len(index), device=problem.device)
     order = _along(places, (held[n] for n in problem.rows)).argsort()
-    sorted_rows = {n: rows[n][order] for n in problem.batch_arrays}
+    rows = {name: row[order] for name, row in rows.items()}
     ends = (slice(None), slice(None, batch_size), slice(-batch_size, None))
     whole, first, last = (
-        Batch({**rows, **{n: v[end] for n, v in sorted_rows.items()}}) for end in ends
+        Batch({**arguments, **{n: row[end] for n, row in rows.items()}}) for end in ends
     )
     return whole, first, last
 

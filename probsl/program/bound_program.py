@@ -11,12 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from probsl.data.batches import batches_of
 from probsl.data.conversion import Converted
-from probsl.data.rows import (
-    AllRows,
-    StoredRows,
-)
 from probsl.isolation.calls import isolated
 from probsl.program.coordinates import Coordinates, Entry
 from probsl.program.data_plate import (
@@ -42,6 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from probsl.data.arguments import Arguments
+    from probsl.data.rows import Rows
     from probsl.engine.steps.feed import Blocks
     from probsl.program.stateless_callable import OwnParameter, StatelessCallable
 
@@ -66,21 +62,12 @@ class BoundProgram:
         Its sites in order, from one validated dry run.
     data_plate
         The outermost plate around the observed sites; None without one.
-    rows
-        Names of the arguments with one entry per row.
-    size
-        The number of rows; of observed values if there is no data plate.
-    weights
-        One weight per row, or None.
-    source
-        Holds all rows, if `arguments` hold only representative ones.
+    data
+        All rows: those in `arguments`, or more, which these represent.
     device
         The device of every computation.
     subsampling
         State of the plates that would draw a subsample themselves; None without any.
-    row_scale
-        How many rows each one represents: more than one if the program gives its
-        data plate more entries than there are rows.
     own_scale
         The factor by which the program scales its observed log densities, on
         average.
@@ -88,9 +75,6 @@ class BoundProgram:
         Observed sites whose log density is a log probability, so at most 0.
     place
         Values of the latents near which the program can be run.
-    unclear_rows
-        Why it is unclear which arguments are rows; empty if it is clear. If unclear,
-        `rows` holds all candidates, and there can be no batches.
     """
 
     program: StatelessCallable
@@ -98,17 +82,12 @@ class BoundProgram:
     dtype: torch.dtype
     sites: tuple[Site, ...]
     data_plate: Plate | None
-    rows: tuple[str, ...]
-    size: int
-    weights: Tensor | None = None
-    source: AllRows | None = None
+    data: Rows
     device: torch.device = _CPU
     subsampling: Subsampling | None = None
-    row_scale: float = 1.0
     own_scale: float = 1.0
     discrete: frozenset[str] = frozenset()
     place: Place = field(default_factory=Place)
-    unclear_rows: str = ""
 
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
         """Compute in the problem's floating type and on its device within a block.
@@ -118,15 +97,11 @@ class BoundProgram:
         return isolated(self.dtype, seed, device=self.device)
 
     def all_rows(self) -> Iterator[Batch]:
-        """Yield all rows once, in parts of the size that is held, unscaled.
+        """Yield all rows once, in parts, unscaled.
 
         Together the parts are all rows: each row has only its own weight.
         """
-        if self.source is None:
-            yield Batch(self.arguments.values, self.weights)
-            return
-        for rows, where in self.source.parts():
-            weights = None if self.weights is None else self.weights[where]
+        for rows, weights in self.data.parts():
             yield Batch({**self.arguments.values, **rows}, weights)
 
     def constants(self) -> dict[str, Any]:
@@ -160,6 +135,33 @@ class BoundProgram:
         return f"Problem({self.size} rows, {sites})"
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the arguments with one entry per row."""
+        return self.data.names
+
+    @property
+    def size(self) -> int:
+        """The number of rows; of observed values if there is no data plate."""
+        return self.data.size
+
+    @property
+    def weights(self) -> Tensor | None:
+        """One weight per row, or None."""
+        return self.data.weights
+
+    @property
+    def row_scale(self) -> float:
+        """How many rows each one represents.
+
+        More than one if the program gives its data plate more entries than there are
+        rows.
+        """
+        plate = self.data_plate
+        if plate is None or plate.size == plate.full_size:
+            return 1.0
+        return plate.full_size / self.size
+
+    @property
     def own_batch_size(self) -> int | None:
         """Number of rows that the program itself subsamples; None if it does not."""
         plate, drawn = self.data_plate, self.subsampling
@@ -172,18 +174,11 @@ class BoundProgram:
         """Whether the program indexes its rows by its data plate."""
         return (
             self.has_rows
-            and self.source is None
+            and self.data.complete
             and self.subsampling is not None
             and self.data_plate is not None
             and self.data_plate.name in self.subsampling.whole
         )
-
-    @property
-    def batch_arrays(self) -> dict[str, Any]:
-        """Return the arguments that batches index: those with one entry per row."""
-        if self._indexed:
-            return {ROW_INDEX: torch.arange(self.size)}
-        return {name: self.arguments.values[name] for name in self.rows}
 
     @property
     def information(self) -> float:
@@ -201,13 +196,6 @@ class BoundProgram:
     def has_rows(self) -> bool:
         """Whether there is a vectorized data plate, whose entries are rows."""
         return self.data_plate is not None and self.data_plate.dim is not None
-
-    @property
-    def rows_held(self) -> int:
-        """The number of rows held: all of them, unless there is a `source`."""
-        if self.source is None:
-            return self.size
-        return len(self.arguments.values[self.source.names[0]])
 
     @property
     def latents(self) -> tuple[Site, ...]:
@@ -282,25 +270,11 @@ class BoundProgram:
         index
             Indices of the rows, shape ``[batch]``; for a DataLoader, of the rows held.
         """
-        if isinstance(self.source, StoredRows):
-            rows = self.source.at(index)
-        else:
-            rows = {name: array[index] for name, array in self.batch_arrays.items()}
-        weights = None if self.weights is None else self.weights[index]
-        return self.batch_of(rows, weights)
+        return self.batch_of(*self.data.at(index))
 
     def batches(self, batch_size: int, seed: int) -> Blocks:
         """Return the source of batches of rows, shuffled by a seed."""
-        held = self.batch_arrays if self.source is None else {}
-        return batches_of(
-            self.source,
-            held,
-            self.size,
-            batch_size,
-            seed,
-            weights=self.weights,
-            dtype=self.dtype,
-        )
+        return self.data.blocks(batch_size, seed)
 
     def batch_of(
         self, rows: Mapping[str, Tensor], weights: Tensor | None = None
@@ -356,17 +330,9 @@ class BoundProgram:
         return ".".join(digest.hexdigest() for digest in digests.values())
 
     def batch(self) -> Batch:
-        """Return the rows held as one batch: all rows, or those that represent them.
-
-        See `source`.
-        """
-        if self.source is None:
-            return Batch(self.arguments.values, self.weights, self.row_scale)
-        weights = self.weights
-        if weights is not None and isinstance(self.source, StoredRows):
-            weights = weights[self.source.index]
-        scale = self.row_scale * self.size / self.rows_held
-        return Batch(self.arguments.values, weights, scale)
+        """Return the rows in `arguments`, which are or represent all, as one batch."""
+        scale = self.row_scale * (self.size / self.data.held)
+        return Batch(self.arguments.values, self.data.held_weights, scale)
 
     def continuous_program(self) -> Callable[..., Any]:
         """Return the program without the sites that are summed out, for guides.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from probsl.data.arguments import Arguments
-    from probsl.data.rows import AllRows
+    from probsl.data.rows import Rows
     from probsl.program.messages import Plate
     from probsl.program.sites import Site
 
@@ -131,16 +131,14 @@ def observed_elements(messages: Mapping[str, Any]) -> int:
     return max(sum(int(value.numel()) for value in observed), 1)
 
 
-def refuse_other_plate(
-    plate: Plate | None, source: AllRows, arguments: Arguments
-) -> None:
+def refuse_other_plate(plate: Plate | None, rows: Rows) -> None:
     """Refuse a data plate whose length is not the number of rows held."""
-    held = arguments.lengths()[source.names[0]]
-    if plate is not None and plate.dim is not None and plate.size != held:
+    if plate is not None and plate.dim is not None and plate.size != rows.held:
         raise ValueError(
-            f"plate '{plate.name}' has size {plate.size} for a batch of {held} rows; "
+            f"plate '{plate.name}' has size {plate.size} for a batch of {rows.held} "
+            "rows; "
             "size it by the program's arguments, as in plate('data', len(x)), or say "
-            f"which are the rows, for example rows={source.names}"
+            f"which are the rows, for example rows={rows.names}"
         )
 
 

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from probsl.data.arguments import by_name, refuse_unequal_rows
+from probsl.data.binding import bind_rows
 from probsl.data.conversion import Converted
-from probsl.data.loaders import StreamedRows
+from probsl.data.data_options import DataOptions
 from probsl.data.placement import device_of, floating_type
-from probsl.data.rows import (
-    at_hand,
-    row_weights,
-)
+from probsl.data.rows import HeldRows
 from probsl.isolation.calls import isolated
 from probsl.program.bound_program import BoundProgram
 from probsl.program.data_plate import (
@@ -29,10 +27,7 @@ from probsl.program.dry_run import (
     dry_run,
     refuse_nothing_to_fit,
 )
-from probsl.program.messages import (
-    Plate,
-    scored_value,
-)
+from probsl.program.messages import scored_value
 from probsl.program.observed_supports import Edge, edges
 from probsl.program.places import Place
 from probsl.program.reached import reached_sites
@@ -50,9 +45,12 @@ from probsl.program.scoring import (
 )
 from probsl.program.sites import Role
 from probsl.program.stateless_callable import StatelessCallable
+from probsl.program.subsampling import ROW_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+_AS_THEY_ARE = DataOptions()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -67,14 +65,9 @@ class Problem(BoundProgram):
         cls,
         program: Callable[..., Any],
         data: Any,
+        options: DataOptions = _AS_THEY_ARE,
         *,
-        rows: Sequence[str] | None = None,
-        weights: Any = None,
-        dtype: torch.dtype | None = None,
         labels: Mapping[str, tuple[Any, ...]] | None = None,
-        batch_size: int | None = None,
-        total: int | None = None,
-        device: str | torch.device | None = None,
         place: Place | None = None,
         held_out: bool = False,
     ) -> Problem:
@@ -86,21 +79,10 @@ class Problem(BoundProgram):
             Any Pyro callable.
         data
             Its arguments, see `probsl.fit`.
-        rows
-            Names of the arguments with one entry per row, if shapes do not show it.
-        weights
-            One weight per row.
-        dtype
-            The floating type to compute in; None takes the program's or the data's.
+        options
+            How to bind them.
         labels
             Name -> the categories behind the codes of an argument, if known.
-        batch_size
-            Rows per step, if they are to come in batches: large data are then not
-            moved, and the program is run on only some rows.
-        total
-            The number of rows, if a DataLoader does not know it.
-        device
-            The device to compute on; None takes the program's or the data's.
         place
             The values of the latents in the first run; others are tried if the program
             fails there.
@@ -116,25 +98,17 @@ class Problem(BoundProgram):
         """
         check_program(program)
         functional = StatelessCallable(program)
-        arguments, source = at_hand(
-            program,
-            data,
-            rows=rows,
-            labels=labels,
-            batch_size=batch_size,
-            total=total,
-        )
-        dtype = floating_type(arguments, functional.floating_types(), dtype)
-        device = device_of(arguments, functional.devices(), device)
-        arguments = arguments.cast(dtype, device)
-        source = None if source is None else source.read_as(dtype, device)
-        with blaming_batches(source is not None):
+        arguments, rows = bind_rows(program, data, options, labels)
+        dtype = floating_type(arguments, functional.floating_types(), options.dtype)
+        device = device_of(arguments, functional.devices(), options.device)
+        arguments, rows = arguments.cast(dtype, device), rows.read_as(dtype, device)
+        with blaming_batches(not rows.complete):
             messages, subsampling, place = dry_run(
                 functional,
                 arguments,
                 dtype,
                 device,
-                rows,
+                options.rows,
                 place=place or Place(),
                 held_out=held_out,
             )
@@ -142,34 +116,29 @@ class Problem(BoundProgram):
         with isolated(dtype, device=device), subsampling():
             sites = reached_sites(functional, arguments, messages, plate, place)
         refuse_nothing_to_fit(sites, functional)
-        size = plate.size if plate else observed_elements(messages)
-        names: tuple[str, ...] = ()
-        if source is not None:
-            refuse_other_plate(plate, source, arguments)
-            names, size = source.names, source.size
+        if rows.complete:
+            rows = HeldRows(plate.size if plate else observed_elements(messages))
+        refuse_other_plate(plate, rows)
         problem = cls(
             program=functional,
             arguments=arguments,
             dtype=dtype,
             sites=sites,
             data_plate=plate,
-            rows=names,
-            size=size,
-            source=source,
+            data=rows,
             device=device,
             subsampling=subsampling if subsampling.seen else None,
-            row_scale=_row_scale(plate, size),
             own_scale=mean_scale(messages),
             discrete=frozenset(n for n, m in messages.items() if is_probability(m)),
             place=place,
         )
         problem._check_enumeration()
-        return problem._with_rows(rows).reweighted(weights)
+        return problem._with_names(options.rows).reweighted(options.weights)
 
-    def _with_rows(self, rows: Sequence[str] | None) -> Problem:
+    def _with_names(self, rows: Sequence[str] | None) -> Problem:
         """Return the same problem with the names of the arguments that are rows."""
         plate = self.data_plate
-        if plate is None or isinstance(self.source, StreamedRows):
+        if plate is None or self.rows:
             return self
         own = {p.name: p.start for p in self.own_parameters}
         with self.isolated(), torch.no_grad():
@@ -180,7 +149,11 @@ class Problem(BoundProgram):
                 self.sites,
                 rows,
             )
-        return replace(self, rows=found, unclear_rows=unclear)
+            arrays = {name: self.arguments.values[name] for name in found}
+            if self._indexed:
+                arrays = {ROW_INDEX: torch.arange(self.size)}
+        held = HeldRows(self.size, found, arrays, unclear=unclear)
+        return replace(self, data=held)
 
     def with_data(self, data: Any) -> Problem:
         """Return the same program bound to other data, the rows unweighted.
@@ -189,12 +162,11 @@ class Problem(BoundProgram):
         """
         given = {**self.constants(), **by_name(self.program.function, data)}
         refuse_unequal_rows(self.rows, given)
+        rows = [n for n in self.rows if n in given and not self.data.unclear]
         return Problem.build(
             self.program.function,
             given,
-            rows=[n for n in self.rows if n in given and not self.unclear_rows] or None,
-            dtype=self.dtype,
-            device=self.device,
+            DataOptions(rows=rows or None, dtype=self.dtype, device=self.device),
             labels=self.arguments.labels,
             place=self.place,
             held_out=True,
@@ -208,43 +180,23 @@ class Problem(BoundProgram):
         ValueError
             If they are in a DataLoader, or too many for results per row.
         """
-        if self.source is None:
+        if self.data.complete:
             return self
-        if isinstance(self.source, StreamedRows) or self.size > _MANY_ROWS:
-            why = (
-                "come from a DataLoader"
-                if isinstance(self.source, StreamedRows)
-                else f"are {self.size}, too many to hold with the draws of each"
-            )
-            raise ValueError(
-                f"the rows of this fit {why}, so they cannot all be shown; score some "
-                "with log_score(fit, data), or fit some of them as arrays"
-            )
-        held = {**self.arguments.values, **self.source.arrays}
+        held = {**self.arguments.values, **self.data.load()}
         return Problem.build(
             self.program.function,
             {name: Converted(value) for name, value in held.items()},
-            rows=self.rows,
-            weights=self.weights,
-            dtype=self.dtype,
-            device=self.device,
+            DataOptions(self.rows, self.weights, dtype=self.dtype, device=self.device),
             labels=self.arguments.labels,
             place=self.place,
         )
 
     def reweighted(self, weights: Any) -> Problem:
         """Return the same problem with other row weights, None for weights of 1."""
-        if weights is not None and isinstance(self.source, StreamedRows):
-            raise ValueError(
-                "weights cannot be matched to the rows of a DataLoader, which come in "
-                "any order; give arrays, and batch_size="
-            )
-        if weights is None:
-            return replace(self, weights=None)
-        self.refuse_no_rows("weights=")
-        return replace(
-            self, weights=row_weights(weights, self.size, self.dtype, self.device)
-        )
+        if weights is not None:
+            self.refuse_no_rows("weights=")
+        data = self.data.reweighted(weights, self.dtype, self.device)
+        return replace(self, data=data)
 
     def varying_with_discrete(self) -> set[str]:
         """Return the names of the deterministics that depend on a discrete latent.
@@ -415,16 +367,6 @@ class Problem(BoundProgram):
             counts = (self.weights > 0).reshape(-1, *[1] * (-plate.dim - 1))
         messages = [scoring.messages[name] for name in self.moving]
         return [e for m in messages for e in edges(m, scored_value(m), counts)]
-
-
-# Above this many rows, no results per row are computed.
-_MANY_ROWS = 1_000_000
-
-
-def _row_scale(plate: Plate | None, size: int) -> float:
-    if plate is None or plate.size == plate.full_size:
-        return 1.0
-    return plate.full_size / size
 
 
 def _dropped(prior_weights: Mapping[str, float | Tensor]) -> set[str]:

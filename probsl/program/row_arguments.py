@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probsl.data.rows import UnclearRowsError, find_rows
+from probsl.data.row_names import UnclearRowsError, find_rows
 from probsl.program.messages import is_observation, plates_of, visit
 
 if TYPE_CHECKING:

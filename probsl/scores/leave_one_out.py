@@ -89,7 +89,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
     if fit.posterior.is_point:
         return FittedRows(_log_score(fit, seed), None)
     local = any(problem.is_local(s) for s in problem.latents)
-    if problem.source is not None or DRAWS * problem.size > _WEIGHED:
+    if not problem.data.complete or DRAWS * problem.size > _WEIGHED:
         reason = (
             f"{DRAWS:,} draws of {problem.size:,} rows are too many to weigh; score "
             "held-out rows with data= instead"

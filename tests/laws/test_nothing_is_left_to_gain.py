@@ -18,6 +18,7 @@ from pyro_oracle import (
 )
 
 import probsl
+from probsl.data.data_options import DataOptions
 from probsl.program.problem import Problem
 from probsl.program.sites import Role
 
@@ -30,7 +31,7 @@ TOLERANCE = torch.finfo(torch.float64).eps ** 0.75
 def gain(case, fit, dropped):
     """Return how far below a fit's objective Pyro's SVI gets under AutoDelta."""
     program = without_priors(case.program, dropped)
-    problem = Problem.build(case.program, case.data, **case.options)
+    problem = Problem.build(case.program, case.data, DataOptions(**case.options))
     discrete = problem.sites_with_role(Role.ENUMERATED)
     latents = {n: v for n, v in fit.point().items() if n in problem_latents(problem)}
     with fitted_parameters(fit) as parameters, own_state(parameters):

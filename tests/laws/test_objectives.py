@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_oracle import NESTING, delta_elbo, log_joint
 
 from probsl.contract import Run
+from probsl.data.data_options import DataOptions
 from probsl.methods.guides.initialization import initialized
 from probsl.program.problem import Problem
 from probsl.program.sites import Role
@@ -27,7 +28,7 @@ def over(cases):
 
 
 def built(case):
-    return Problem.build(case.program, case.data, **case.options)
+    return Problem.build(case.program, case.data, DataOptions(**case.options))
 
 
 def points(problem, count=3):

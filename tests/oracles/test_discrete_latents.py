@@ -12,6 +12,7 @@ from scipy import optimize
 
 import probsl
 from probsl import Status
+from probsl.data.data_options import DataOptions
 from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
@@ -68,7 +69,7 @@ def test_the_rows_of_a_mixture_are_sums_over_its_classes():
 
 def test_the_weights_of_a_mixture_multiply_whole_rows():
     weights = torch.arange(200).double() % 4
-    problem = Problem.build(mixture, {"y": Y}, weights=weights)
+    problem = Problem.build(mixture, {"y": Y}, DataOptions(weights=weights))
     expected = (weights * mixture_rows(VALUES)).sum()
     assert_allclose(problem.log_likelihood(VALUES, {}), expected, rtol=ROUNDING)
     batches = [problem.rows_at(index) for index in torch.arange(200).split(40)]
@@ -225,7 +226,7 @@ def test_the_rows_of_a_hidden_markov_model_are_those_of_the_forward_algorithm():
 
 def test_the_weights_of_a_hidden_markov_model_multiply_whole_sequences():
     y, weights = sequences(30), torch.arange(30).double() % 3
-    problem = Problem.build(hidden_markov, {"y": y}, weights=weights)
+    problem = Problem.build(hidden_markov, {"y": y}, DataOptions(weights=weights))
     expected = (weights * forward_rows(HIDDEN, y)).sum()
     assert_allclose(problem.log_likelihood(HIDDEN, {}), expected, rtol=ROUNDING)
 

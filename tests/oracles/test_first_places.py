@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import probsl
 from probsl import Status
+from probsl.data.data_options import DataOptions
 from probsl.engine.compile.capture import capture
 from probsl.program.problem import Problem
 
@@ -279,7 +280,9 @@ def test_masked_and_weightless_values_may_lie_outside():
     problems = [
         whole,
         Problem.build(masked, {"y": y}),
-        Problem.build(pareto, {"y": np.where(y > 0, y, 5e-3)}, weights=weights),
+        Problem.build(
+            pareto, {"y": np.where(y > 0, y, 5e-3)}, DataOptions(weights=weights)
+        ),
     ]
     found = [p.log_likelihood(values, {}) for p in problems]
     torch.testing.assert_close(found[0], found[1])

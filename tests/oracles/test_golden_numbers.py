@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import probsl
 from probsl import Status
+from probsl.data.data_options import DataOptions
 from probsl.program.problem import Problem
 
 ROUNDING = 1e-10
@@ -134,7 +135,7 @@ def gaussian_posterior(data, prior_sd=2.0):
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 35])
 def test_the_batches_of_a_partition_average_to_the_full_objective(batch_size):
     data = regression()
-    problem = Problem.build(known_noise, data, weights=1 + torch.rand(35))
+    problem = Problem.build(known_noise, data, DataOptions(weights=1 + torch.rand(35)))
     values = {"w": torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)}
     order = torch.randperm(35, generator=torch.Generator().manual_seed(1))
     batches = [problem.rows_at(index) for index in order.split(batch_size)]

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 import probsl
 from probsl.contract import Run
+from probsl.data.data_options import DataOptions
 from probsl.methods.guides.initialization import initialized
 from probsl.program.problem import Problem
 
@@ -295,7 +296,7 @@ def test_the_bound_of_a_gaussian_process_is_pyros_and_shares_its_parameters(kind
     if "Sparse" in kind:
         options["Xu"] = inputs[::3].clone()
     process = getattr(gp.models, kind)(inputs, inputs.sin(), kernel, **options)
-    problem = Problem.build(process.model, {}, dtype=DTYPE)
+    problem = Problem.build(process.model, {}, DataOptions(dtype=DTYPE))
     with problem.isolated():
         bound, *_ = initialized(problem, process.guide, {}, None, Run())
     latent = "u" if "Sparse" in kind else "f"

@@ -10,6 +10,7 @@ from pyro.infer import config_enumerate
 from pyro_oracle import delta_elbo
 
 import probsl
+from probsl.data.data_options import DataOptions
 from probsl.program.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64_default")
@@ -72,7 +73,7 @@ def forward(y, before=0):
 
 
 def likelihood(program, values, **options):
-    problem = Problem.build(program, DATA, **options)
+    problem = Problem.build(program, DATA, DataOptions(**options))
     with problem.isolated(), torch.no_grad():
         return problem.log_likelihood(values, {})
 

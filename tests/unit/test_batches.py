@@ -11,10 +11,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import probsl
-from probsl.data import rows, shuffled_rows
-from probsl.data.batches import LoadedRows, ShuffledRows
+from probsl.data import binding, rows, shuffled_rows
 from probsl.data.conversion import is_mapped
+from probsl.data.loaded_rows import LoadedRows
 from probsl.data.loaders import Epochs
+from probsl.data.shuffled_rows import ShuffledRows
 from probsl.program.problem import Problem
 
 SIZE = 103
@@ -29,8 +30,8 @@ def many(monkeypatch):
     monkeypatch.setattr(shuffled_rows, "_SMALL_BYTES", 0)
     monkeypatch.setattr(shuffled_rows, "_BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(shuffled_rows, "_BUFFER_BYTES", BUFFER)
-    monkeypatch.setattr(rows, "_MANY", 0)
-    monkeypatch.setattr(rows, "_AT_HAND", 30)
+    monkeypatch.setattr(binding, "_MANY", 0)
+    monkeypatch.setattr(binding, "_AT_HAND", 30)
     monkeypatch.setattr(rows, "_PART", 40)
 
 
@@ -237,7 +238,7 @@ def test_a_fit_of_mapped_arrays_never_sees_all_rows(tmp_path):
     fit = probsl.fit(program, mapped, method, batch_size=100)
     assert max(lengths) < 2000
     assert fit.problem.size == size
-    assert all(is_mapped(array) for array in fit.problem.source.arrays.values())
+    assert all(is_mapped(array) for array in fit.problem.data.arrays.values())
     torch.testing.assert_close(
         fit.point()["w"], torch.tensor([1.0, -0.5]), atol=0.15, rtol=0
     )
@@ -260,14 +261,14 @@ def test_many_rows_are_fitted_as_few_ones_are(method, many, tmp_path):
     whole = probsl.fit(linear, data, method)
     weights = np.ones(SIZE)
     fit = probsl.fit(linear, mapped, method, batch_size=20, weights=weights)
-    assert fit.problem.source is not None
+    assert not fit.problem.data.complete
     assert fit.problem.dtype is torch.float64
     distance = (fit.summary()["estimate"] - whole.summary()["estimate"]).abs()
     assert (distance < 0.1).all()
     assert fit.log_likelihood() == pytest.approx(whole.log_likelihood(), abs=0.5)
     # What shows every row has them all, where they are not too many.
     complete = fit.problem.with_all_rows()
-    assert complete.source is None
+    assert complete.data.complete
     assert torch.equal(complete.arguments.values["y"], torch.from_numpy(data["y"]))
     assert complete.observed_digest() == fit.problem.observed_digest()
     scores = probsl.compare({"whole": whole, "batches": fit}).scores["log score"]

@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import probsl
 from probsl.data.arguments import bind
+from probsl.data.binding import bind_rows
+from probsl.data.data_options import DataOptions
 from probsl.data.placement import floating_type
-from probsl.data.rows import at_hand, find_rows, row_weights
+from probsl.data.row_names import find_rows
+from probsl.data.rows import row_weights
 
 VALUES = [1.0, 2.0, 3.0]
 
@@ -259,15 +262,14 @@ def test_the_rows_of_a_loader_are_arguments(loader):
     def program(x, y=None, number=None):
         """Never run here."""
 
-    options = {"rows": None, "labels": None, "total": None}
-    arguments, source = at_hand(program, loader, batch_size=N, **options)
+    arguments, found = bind_rows(program, loader, DataOptions(batch_size=N))
     values = arguments.values
-    assert source is None
+    assert found.complete
     assert torch.equal(values["x"], X)
     torch.testing.assert_close(values["y"].float(), Y)
     assert values.get("number", 3) == 3
-    arguments, source = at_hand(program, loader, batch_size=None, **options)
-    assert (source.batch_size, source.size, source.names) == (8, N, ("x", "y"))
+    arguments, found = bind_rows(program, loader, DataOptions())
+    assert (found.batch_size, found.size, found.names) == (8, N, ("x", "y"))
     assert len(arguments.values["x"]) >= 16
 
 
