@@ -6,18 +6,19 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from probsl.data.conversion import (
     Converter,
-    is_mapped,
+    is_array,
     refuse_overflow,
     resident,
 )
 from probsl.data.signature import signature_of
 from probsl.options import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Arguments:
     Attributes
     ----------
     values
-        Name -> tensor or constant.
+        Name -> tensor or constant; before `cast`, also NumPy arrays.
     labels
         Labels of its pandas columns, see `probsl.data.conversion.Converter`.
     """
@@ -40,7 +41,7 @@ class Arguments:
         return {name: len(value) for name, value in self.arrays().items() if value.ndim}
 
     def arrays(self) -> dict[str, Any]:
-        """Return the arrays: tensors, and NumPy arrays that are memory-mapped."""
+        """Return the arrays: tensors, and NumPy arrays that torch cannot share."""
         return {n: v for n, v in self.values.items() if is_array(v)}
 
     def cast(self, dtype: torch.dtype, device: torch.device) -> Arguments:
@@ -58,11 +59,6 @@ class Arguments:
             for name, value in self.values.items()
         }
         return replace(self, values=values)
-
-
-def is_array(value: Any) -> bool:
-    """Return whether a converted argument is an array and not a constant."""
-    return torch.is_tensor(value) or is_mapped(value)
 
 
 def bind(

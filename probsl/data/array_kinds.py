@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 _AS_NUMBERS = "turn it into numbers, for example with pandas: column.astype('category')"
 _AS_TIME = "turn it into numbers, for example days: {} / pandas.Timedelta(days=1)"
 COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMPY_FLOATS: dict[torch.dtype | None, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _COMPLEX = (torch.complex64, torch.complex128)
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is a tensor or a NumPy array."""
+    return isinstance(value, Tensor | np.ndarray)
 
 
 def is_mapped(value: Any) -> bool:
@@ -37,21 +46,42 @@ def resident(
     Parameters
     ----------
     array
-        A tensor, or a NumPy array of numbers; one in memory and of the right type
-        is not copied.
+        A tensor, or a NumPy array of numbers. Nothing is copied twice, and nothing at
+        all if it is of the right type and torch can share its memory.
     dtype
         The floating type; None keeps it.
     device
         The target device; None keeps it.
     """
     if not torch.is_tensor(array):
-        kind = array.dtype
-        unsigned = kind.kind == "u" and kind != np.uint8
-        kind = np.dtype(np.int64) if unsigned else kind.newbyteorder("=")
-        held = np.asarray(array, dtype=kind, order="C")
-        array = torch.from_numpy(held.copy() if is_mapped(held) else held)
+        with np.errstate(over="ignore"):
+            held = np.asarray(array, dtype=_kind_of(array.dtype, dtype))
+        array = torch.from_numpy(held if is_shared(held) else held.copy())
     tensor: Tensor = array
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def _kind_of(kind: np.dtype[Any], dtype: torch.dtype | None) -> np.dtype[Any]:
+    """Return NumPy's type of an array's numbers in torch."""
+    if kind.kind == "u" and kind != np.uint8:
+        return np.dtype(np.int64)
+    if kind.kind == "f" and dtype in _NUMPY_FLOATS:
+        return _NUMPY_FLOATS[dtype]
+    return kind.newbyteorder("=")
+
+
+def is_shared(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether torch can share the memory of an array of numbers.
+
+    Of writable ones in native order and layout, that is; a mapped file is not shared.
+    """
+    return (
+        array.flags.writeable
+        and array.dtype.isnative
+        and not any(stride < 0 for stride in array.strides)
+        and (array.dtype.kind != "u" or array.dtype == np.uint8)
+        and not is_mapped(array)
+    )
 
 
 def type_of(array: Any) -> torch.dtype:

@@ -6,6 +6,7 @@ import math
 import numbers
 import sys
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from probsl.data.array_kinds import (
     UNSIGNED,
+    is_array,
     is_mapped,
+    is_shared,
     place,
     refuse_dates,
     refuse_kinds,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Converted",
     "Converter",
+    "is_array",
     "is_mapped",
     "place",
     "refuse_overflow",
@@ -85,8 +89,9 @@ class Converter:
     def __call__(self, name: str, value: Any) -> Any:
         """Return an array as a tensor, and anything else unchanged.
 
-        Named tuples, such as torch's PackedSequence, are not arrays. An array that is
-        memory-mapped stays on disk, see `resident`.
+        Named tuples, such as torch's PackedSequence, are not arrays. A NumPy array
+        whose memory torch cannot share, such as a memory-mapped one, is unchanged, so
+        that it is copied only once, to the type of the fit; see `resident`.
 
         Raises
         ------
@@ -102,16 +107,14 @@ class Converter:
             value = _from_sequence(name, value)
         if isinstance(value, np.ma.MaskedArray):
             value = unmasked(name, value)
-        if name in self._known and _is_array(value) and value.ndim == 1:
+        if name in self._known and is_array(value) and value.ndim == 1:
             value = _labels_or_codes(name, value, self._known[name])
         if _is_pandas(value, "DataFrame"):
             value = self._frame(name, value)
         elif _is_pandas(value, "Series", "Index") or _is_pandas_array(value):
             value = self._column(name, value)
         elif isinstance(value, np.ndarray):
-            if is_mapped(value):
-                return _checked_on_disk(name, value)
-            value = _from_numpy(name, value)
+            return _checked_array(name, value)
         elif hasattr(value, "toarray"):
             raise TypeError(
                 f"argument '{name}' is a sparse {type(value).__name__}; "
@@ -140,12 +143,13 @@ class Converter:
         columns = [self._column(f"{name}.{c}", frame[c]) for c in known]
         if not columns:
             raise ValueError(f"argument '{name}' is a DataFrame without columns")
-        kind = columns[0].dtype
-        for column in columns[1:]:
-            kind = torch.promote_types(kind, column.dtype)
-        return torch.stack([c.to(kind) for c in columns], dim=1)
+        kind = reduce(torch.promote_types, map(type_of, columns))
+        matrix = torch.empty(len(frame), len(columns), dtype=kind, device="cpu")
+        for i, column in enumerate(columns):
+            matrix[:, i] = resident(column)
+        return matrix
 
-    def _column(self, name: str, column: Any) -> Tensor:
+    def _column(self, name: str, column: Any) -> Any:
         import pandas as pd
 
         series = pd.Series(column)
@@ -169,7 +173,7 @@ class Converter:
         ):
             refuse_missing(name, series.isna().to_numpy())
             series = series.astype(series.dtype.numpy_dtype)
-        return _checked(name, _from_numpy(name, series.to_numpy()))
+        return _checked_array(name, series.to_numpy())
 
 
 def _from_sequence(name: str, value: Sequence[Any]) -> Any:
@@ -193,10 +197,6 @@ def _from_sequence(name: str, value: Sequence[Any]) -> Any:
 def _is_named_tuple(value: Any) -> bool:
     """Return whether a tuple is a record, such as torch's PackedSequence."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
-
-
-def _is_array(value: Any) -> bool:
-    return torch.is_tensor(value) or isinstance(value, np.ndarray)
 
 
 def _labels_or_codes(name: str, value: Any, categories: tuple[Any, ...]) -> Any:
@@ -250,32 +250,8 @@ def _with_codes(name: str, series: Any, categories: tuple[Any, ...]) -> Any:
     return series.astype(pd.CategoricalDtype(list(categories)))
 
 
-def _from_numpy(name: str, value: Any) -> Tensor:
-    """Return an array in memory as a tensor.
-
-    Raises
-    ------
-    TypeError
-        If torch does not support the numbers, or they are not numbers.
-    ValueError
-        If a value is missing, or out of range for torch's integers.
-    """
-    refuse_kinds(name, value)
-    if value.dtype.kind == "u" and value.dtype != np.uint8:
-        _refuse_too_large(name, value)
-        value = value.astype(np.int64)
-    # torch shares memory only with writable arrays in native order and layout.
-    if (
-        not value.flags.writeable
-        or not value.dtype.isnative
-        or any(s < 0 for s in value.strides)
-    ):
-        value = value.astype(value.dtype.newbyteorder("="), copy=True)
-    return torch.from_numpy(value)
-
-
 def _refuse_too_large(name: str, value: Any) -> None:
-    if value.dtype.itemsize < 8:
+    if value.dtype.kind != "u" or value.dtype.itemsize < 8:
         return
     count, first = _found(value, lambda part: part > _LARGEST)
     if first is not None:
@@ -298,7 +274,9 @@ def _checked(name: str, value: Tensor) -> Tensor:
     """
     refuse_strange_tensors(name, value)
     if value.dtype in UNSIGNED:
-        return _checked(name, _from_numpy(name, value.detach().cpu().numpy()))
+        array = value.detach().cpu().numpy()
+        _refuse_too_large(name, array)
+        return _checked(name, resident(array))
     if value.ndim and not len(value):
         raise ValueError(
             f"argument '{name}' has no rows (its shape is {tuple(value.shape)}); give "
@@ -317,15 +295,20 @@ def _checked(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _checked_on_disk(name: str, array: Any) -> Any:
-    """Return a memory-mapped array of finite numbers unchanged, checked in parts."""
-    if array.dtype.kind not in "biufc" or not array.ndim:
-        return _checked(name, _from_numpy(name, np.array(array)))
-    if not array.size:
-        return _checked(name, resident(array))
+def _checked_array(name: str, array: Any) -> Any:
+    """Return a NumPy array of finite numbers, as a tensor if torch can share it.
+
+    Raises
+    ------
+    TypeError
+        If torch does not support the numbers, or they are not numbers.
+    ValueError
+        If a value is missing or not finite, or out of range for torch's integers.
+    """
     refuse_kinds(name, array)
-    if array.dtype.kind == "u":
-        _refuse_too_large(name, array)
+    _refuse_too_large(name, array)
+    if is_shared(array) or not array.ndim or not array.size:
+        return _checked(name, resident(array))
     if array.dtype.kind in "fc":
         _refuse_nonfinite(name, array)
     return array

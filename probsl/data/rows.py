@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probsl.data.conversion import (
     Converter,
-    is_mapped,
+    is_array,
     refuse_overflow,
     resident,
 )
@@ -318,7 +318,7 @@ def row_weights(
     if weights is None:
         return None
     converted = Converter()("weights", weights)
-    converted = resident(converted) if is_mapped(converted) else converted
+    converted = resident(converted) if is_array(converted) else converted
     if not torch.is_tensor(converted) or converted.shape != (size,):
         got = (
             tuple(converted.shape)

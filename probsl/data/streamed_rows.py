@@ -12,7 +12,7 @@ from torch import Tensor
 from probsl.data.arguments import Arguments, bind, by_name
 from probsl.data.conversion import (
     Converter,
-    is_mapped,
+    is_array,
     refuse_overflow,
     resident,
     type_of,
@@ -180,7 +180,7 @@ class StreamedRows:
         convert = Converter(self.arguments.labels)
         arrays = {n: convert(n, named[n]) for n in self.names}
         for name, array in arrays.items():
-            if not is_mapped(array) and not torch.is_tensor(array):
+            if not is_array(array):
                 raise TypeError(f"entry '{name}' is no array; yield one in every batch")
             if self.dtype is not None:
                 refuse_overflow(name, array, self.dtype)
@@ -292,7 +292,7 @@ def _row_names(
 
 def _refuse_changing(name: str, first: Any, later: Any) -> None:
     """Refuse an entry without rows that differs from batch to batch."""
-    if torch.is_tensor(first) or is_mapped(first):
+    if is_array(first):
         same = torch.equal(resident(first), resident(Converter()(name, later)))
     else:
         same = bool(first == later)

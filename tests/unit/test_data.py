@@ -1,5 +1,6 @@
 """Data in every form become the same tensors, and keep what their labels meant."""
 
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import probsl
 from probsl.data.arguments import bind
 from probsl.data.binding import bind_rows
+from probsl.data.conversion import resident
 from probsl.data.data_options import DataOptions
 from probsl.data.placement import floating_type
 from probsl.data.row_names import find_rows
@@ -28,7 +30,8 @@ def program(x, y=None):
 
 
 def x_of(value, **options):
-    return bind(program, {"x": value}, **options).values["x"]
+    converted = bind(program, {"x": value}, **options).values["x"]
+    return resident(converted) if isinstance(converted, np.ndarray) else converted
 
 
 # --- Modules as programs
@@ -140,6 +143,47 @@ def test_cast_changes_floating_tensors_alone():
 
 
 # --- Labels
+
+
+SHARED = {
+    "tensor": torch.from_numpy,
+    "array": lambda a: a,
+    "array in columns": np.asfortranarray,
+}
+COPIED = {
+    "array of another precision": lambda a: a.astype(np.float64),
+    "read-only array": lambda a: np.broadcast_to(a, a.shape),
+    "read-only array of another precision": lambda a: np.broadcast_to(
+        a.astype(np.float64), a.shape
+    ),
+    "array in another byte order": lambda a: a.astype(">f8"),
+    "mapped array": lambda a: a.astype(np.float64),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("form", SHARED.values(), ids=SHARED)
+def test_arrays_of_the_type_of_the_fit_are_not_copied(form):
+    given = form(np.ones((30, 2), dtype=np.float32))
+    cast = bind(program, {"x": given}).cast(torch.float32, CPU).values["x"]
+    assert cast.data_ptr() == torch.as_tensor(given).data_ptr()
+
+
+@pytest.mark.parametrize("form", COPIED)
+def test_arrays_of_another_form_are_copied_once(form, tmp_path):
+    """The allocations of NumPy are one result, or none if torch converts."""
+    size = 10_000_000
+    given = COPIED[form](np.ones(size, dtype=np.float32))
+    if form == "mapped array":
+        np.save(tmp_path / "x.npy", given)
+        given = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    cast = bind(program, {"x": given}).cast(torch.float32, CPU).values["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert torch.equal(cast, torch.ones(size))
+    # The checks take parts of 1 << 20 numbers, of which some are converted.
+    assert peak < 4 * size + 3 * 8 * (1 << 20)
 
 
 def test_categories_become_codes_and_keep_their_labels():

@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 import probsl
 from probsl.data.arguments import bind
+from probsl.data.conversion import resident
 
 REFUSED = Refusals()
 case = REFUSED.case
@@ -183,7 +184,7 @@ def test_small_unsigned_integers_and_arrays_of_pandas_are_numbers():
         np.arange(3, dtype=np.uint64),
         pd.array([0, 1, 2]),
     ):
-        converted = bind(program, {"x": x}).values["x"]
+        converted = resident(bind(program, {"x": x}).values["x"])
         assert converted.dtype is torch.int64
         assert converted.tolist() == [0, 1, 2]
 
