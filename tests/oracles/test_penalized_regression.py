@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from references import arrays, cases, entries
+from references import arrays, cases
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 from sklearn.preprocessing import scale
@@ -56,10 +56,13 @@ def slopes(case, x, y, w):
     return x.T @ (mean - y) / len(y) + case["lam"] * (1 - case["l1_weight"]) * w
 
 
-@pytest.mark.parametrize("name", cases("glmnet/glmnet.json", lambda _: True))
+CASES = cases("glmnet/glmnet.json")
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_map_is_the_elastic_net_of_glmnet(name):
-    case = entries("glmnet/glmnet.json")[name]
-    data = {n.lower(): v for n, v in arrays(f"glmnet/{case['data']}").items()}
+    case = CASES[name]
+    data = arrays(f"glmnet/{case['data']}")
     fit = probsl.fit(program_of(case), data, probsl.MAP())
     w, exact = fit.point()["w"], torch.tensor(case["params_exact"]).double()
     assert fit.status is Status.CONVERGED

@@ -10,12 +10,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from pyro.distributions import constraints
-from references import arrays, cases, entries
+from references import arrays, cases
 
 import probsl
 from probsl import Status
 
-PATH = "regression_cases/cases.json"
+CASES = cases("regression_cases/cases.json")
 
 
 class InverseGaussian(dist.TorchDistribution):
@@ -121,12 +121,11 @@ OTHERS = {
 
 def load(name):
     """Return a case with its program and its data."""
-    case = entries(PATH)[name]
+    case = CASES[name]
     program = OTHERS.get(case["family"]) or functools.partial(
         generalized, family=(case["family"], case["link"])
     )
-    data = arrays(f"regression_cases/{case['file']}")
-    return case, program, {n.lower(): v for n, v in data.items()}
+    return case, program, arrays(f"regression_cases/{case['file']}")
 
 
 def parameters(point, family):
@@ -136,7 +135,7 @@ def parameters(point, family):
     return np.concatenate([point[site].reshape(-1).numpy() for site in sites])
 
 
-@pytest.mark.parametrize("name", cases(PATH, lambda case: case["penalty"] is None))
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if not c["penalty"]])
 def test_maximum_likelihood_is_the_published_one(name):
     case, program, data = load(name)
     exact = case["mle"]
@@ -161,7 +160,7 @@ def test_maximum_likelihood_is_the_published_one(name):
     assert (np.abs(ours - printed) < 0.002 * errors + digits).all()
 
 
-@pytest.mark.parametrize("name", cases(PATH, lambda case: case["penalty"] is not None))
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c["penalty"]])
 def test_penalized_likelihood_has_the_published_zeros(name):
     case, _, data = load(name)
     penalty = torch.tensor(case["penalty"]).double()
