@@ -12,13 +12,14 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-arviz1 docs benchmarks check lint types imports format
+.PHONY: help demo test test-deep test-arviz1 docs benchmarks check lint types imports format
 # Two pips in one environment do not get along.
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    fit one program three ways and compare the fits (writes to demo/)"
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' selects)"
+	@echo "make test-deep  run them on every method of every program; takes much longer"
 	@echo "make test-arviz1  test what hands fits to ArviZ with ArviZ 1.x, under python3.12"
 	@echo "make docs    build the pages in docs/_build/html, running everything on them"
 	@echo "make benchmarks  time probsl against its rivals; takes half an hour"
@@ -30,6 +31,10 @@ demo: $(VENV)/.installed-examples
 
 test: $(VENV)/.installed-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+# The laws over the whole grid of methods and programs, and 200 examples of each property.
+test-deep:
+	HYPOTHESIS_PROFILE=deep $(MAKE) test
 
 # In an environment of its own, where there is a python3.12.
 test-arviz1:

@@ -286,7 +286,7 @@ def test_fits_of_different_data_are_not_to_be_compared():
 
 
 def network(x, y=None):
-    w = pyro.sample("w", dist.Normal(x.new_zeros(1, 1200), 1.0).to_event(2))
+    w = pyro.sample("w", dist.Normal(x.new_zeros(1, 1000), 1.0).to_event(2))
     b = pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
     with pyro.plate("data", len(x)):
         mean = (x[:, None] * w).sum(1) / 100 + b
@@ -296,7 +296,7 @@ def network(x, y=None):
 def test_above_a_thousand_elements_there_is_one_row_per_site():
     x = torch.linspace(-1, 1, 20, dtype=torch.float64)
     data = {"x": x, "y": 2 * x + 1}
-    start = {"w": torch.ones(1, 1200), "b": 0.0}
+    start = {"w": torch.ones(1, 1000), "b": 0.0}
     fits = {
         "MLE": probsl.fit(network, data, probsl.MLE(max_steps=1, start=start)),
         "MAP": probsl.fit(network, data, probsl.MAP(max_steps=5)),
@@ -304,11 +304,11 @@ def test_above_a_thousand_elements_there_is_one_row_per_site():
         "few": probsl.fit(regression, correlated(), probsl.MAP()),
     }
     comparison = probsl.compare(fits)
-    assert list(comparison.estimates.index) == ["w [1, 1200]", "b []", "w [2]"]
-    moved = comparison.shrinkage.loc["w [1, 1200]"]
+    assert list(comparison.estimates.index) == ["w [1, 1000]", "b []", "w [2]"]
+    moved = comparison.shrinkage.loc["w [1, 1000]"]
     points = {name: fit.point()["w"].numpy() for name, fit in fits.items()}
     expected = np.sqrt(((points["MAP"] - points["MLE"]) ** 2).mean())
-    sd = comparison.estimates.loc["w [1, 1200]", ("SVI", "sd")]
+    sd = comparison.estimates.loc["w [1, 1000]", ("SVI", "sd")]
     assert moved["MAP", "moved"] == pytest.approx(expected)
     assert moved["MAP", "moved / sd"] == pytest.approx(expected / sd)
     assert np.isnan(moved["few", "moved"])

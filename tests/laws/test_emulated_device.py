@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from both_devices import FEW, NOISY, fit_on, on_both, same, same_fit
-from methods import PAIRS
+from methods import DEEP, PAIRS
 from programs import problem
 from pyro.infer.autoguide import (
     AutoIAFNormal,
@@ -23,12 +23,23 @@ import probsl
 from probsl.data import binding, shuffled_rows
 from probsl.program.problem import Problem
 
-# Every program but one at its mode, and of the distributions each way through the code
-# once: emulation takes its time.
+# The mode of every program that makes or keeps tensors in a way of its own, and of the
+# distributions each way through the code once: emulation takes its time.
+MODES = {
+    "lasso",
+    "linear",
+    "LKJ covariance",
+    "local scales",
+    "mixture",
+    "mixed model",
+    "own parameters",
+    "sequential plate",
+    "simplex",
+}
 CHOSEN = [
     p
     for p in PAIRS
-    if (p.method == "MAP" and p.case.name != "horseshoe")
+    if (p.method == "MAP" and (DEEP or p.case.name in MODES))
     or (p.method, p.case.name)
     in {
         ("SVI AutoNormal", "linear"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods import METHODS, PAIRS, Pair, fitted
+from methods import DEEP, METHODS, PAIRS, Pair, fitted
 from programs import DTYPE, PROBLEMS, N, problem
 from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, Dataset
@@ -16,8 +16,19 @@ from probsl import Status
 from probsl.isolation.calls import isolated
 from probsl.program.problem import Problem
 
-# Fits that end where the objective ends, of programs with rows.
-EXACT = [p for p in PAIRS if "rows" in p.case.has and not p.method.endswith("Adam")]
+# Fits that end where the objective ends, of programs with rows: each program's mode and
+# a distribution, and what the other methods make of rows where they differ least.
+EXACT = [
+    p
+    for p in PAIRS
+    if "rows" in p.case.has
+    and not p.method.endswith("Adam")
+    and (
+        DEEP
+        or p.method in ("MAP", "SVI AutoNormal")
+        or p.case.name in ("linear", "mixed model")
+    )
+]
 POINTS = [p for p in EXACT if p.is_point]
 
 
@@ -159,7 +170,11 @@ BATCHED = {
 }
 
 
-@pytest.mark.parametrize(("method", "batch_size"), [("MLE", 1), ("MAP", 7), ("SVI", 7)])
+# Where SVI in batches ends is held to a closed form in the tests of its resting places.
+@pytest.mark.parametrize(
+    ("method", "batch_size"),
+    [("MLE", 1), ("MAP", 7), ("SVI", 7)][: None if DEEP else 2],
+)
 def test_batches_lead_to_the_optimum_of_all_rows(method, batch_size):
     """The end of noisy steps lies around it, within a fraction of the posterior's sd.
 

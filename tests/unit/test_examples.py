@@ -1,5 +1,6 @@
 """Every example runs, says what it is, and finds what its text says."""
 
+import dataclasses
 import re
 import runpy
 import sys
@@ -10,7 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from methods import DEEP
 from sklearn.linear_model import LogisticRegression
+
+import probsl
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -134,8 +138,19 @@ RESULTS = {
 }
 
 
+def fit_in_few_steps(program, data, method):
+    return fit(program, data, dataclasses.replace(method, max_steps=FEW_STEPS))
+
+
+fit = probsl.fit
+# They are run to their ends where the pages are built, and by `make test-deep`.
+IN_FEW_STEPS, FEW_STEPS = () if DEEP else ("neural_network",), 60
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_an_example_finds_what_it_says(name, monkeypatch, capsys):
+    if name in IN_FEW_STEPS:
+        monkeypatch.setattr(probsl, "fit", fit_in_few_steps)
     names = run(name, monkeypatch)
     assert {"MLE", "MAP", "SVI"} <= set(names["fits"])
     RESULTS[name](names)
