@@ -92,9 +92,13 @@ def test_a_masked_array_that_hides_nothing_is_an_array():
 # --- Types that torch does not have, or does not compute with
 
 
+def beyond_int64():
+    return np.where(MASK, np.uint64(2**63), np.uint64(1))
+
+
 @case(ValueError, "'y'", "1 value of 2**63 or more", "row 3", "astype(float)")
 def integers_beyond_torchs():
-    fit_y(mean, y=np.where(MASK, 2**63, 1).astype(np.uint64))
+    fit_y(mean, y=beyond_int64())
 
 
 @case(ValueError, "'y'", "2 values of 2**63 or more", "row 0")
@@ -104,7 +108,7 @@ def integers_of_a_column_beyond_torchs():
 
 @case(ValueError, "'y'", "1 value of 2**63 or more", "row 3")
 def integers_of_a_tensor_beyond_torchs():
-    fit_y(mean, y=torch.from_numpy(np.where(MASK, 2**63, 1).astype(np.uint64)))
+    fit_y(mean, y=torch.from_numpy(beyond_int64()))
 
 
 @case(TypeError, "'y'", "astype(float)")
