@@ -94,6 +94,10 @@ def by_loop(w, group):
     return total
 
 
+# Since Python 3.12 a field of a formatted string has a place of its own.
+FORMATTED = "{w.detach():.1f}"
+if sys.version_info < (3, 12):
+    FORMATTED = f'f"{FORMATTED}"'
 # What it is read by, and the code that does so.
 READS = {
     by_item: (".item()", "w.detach().item()"),
@@ -103,7 +107,7 @@ READS = {
     by_range: ("range() or an index", "range((w.detach() * 0).long() + 2)"),
     by_index: ("range() or an index", "[1.0, 2.0, 3.0][(w.detach() * 0).long() + 1]"),
     by_larger: ("`if`, `while` or bool()", "max(w, w * 2)"),
-    by_text: ("a formatted string", 'f"{w.detach():.1f}"'),
+    by_text: ("a formatted string", FORMATTED),
     by_comparison: ("torch.allclose", "torch.allclose(w, w * w)"),
     by_numpy: (".numpy()", "return float(w.detach().numpy() + 1.0)"),
     by_pyro: ("int() in torch.distributions.binomial", "counts.enumerate_support()"),
