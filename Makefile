@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo    fit one program three ways and compare the fits (writes to demo/)"
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' selects)"
-	@echo "make test-deep  run them on every method of every program; takes much longer"
+	@echo "make test-deep  the same for every method of every program; takes twice as long"
 	@echo "make test-arviz1  test what hands fits to ArviZ with ArviZ 1.x, under python3.12"
 	@echo "make docs    build the pages in docs/_build/html, running everything on them"
 	@echo "make benchmarks  time probsl against its rivals; takes half an hour"
