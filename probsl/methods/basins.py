@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.func import vmap
 
 from probsl.contract import Basin, Status
-from probsl.engine.minimize.many import Many, minimize_many, vectorizes
+from probsl.engine.minimize.many import minimize_many, vectorizes
+from probsl.engine.minimize.search_options import SearchOptions
 from probsl.methods.search import Found, search_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from probsl.engine.minimize.minimum import Minima
     from probsl.methods.objective import Objective
     from probsl.methods.optimizers import DeterministicOptimizer
     from probsl.methods.progress import Callback
@@ -115,7 +117,7 @@ def search_together(
     many = minimize_many(
         smooth,
         starts,
-        max_steps=max_steps or 1000,
+        options=SearchOptions(max_steps=max_steps or 1000),
         patience=_PATIENCE,
         l1=l1,
         callback=callback,
@@ -123,19 +125,19 @@ def search_together(
     if many.interrupted:
         finite = many.values.nan_to_num(math.inf, math.inf, math.inf)
         best = _ended(many, int(finite.argmin()), Status.INTERRUPTED, size)
-        return Several(best, len(many.history) - 1)
+        return Several(best, len(many.losses) - 1)
 
     def heights(x: Tensor) -> Tensor:
         with torch.no_grad():
             values = vmap(smooth, chunk_size=4 * len(starts))(x)
-        return values if l1 is None else values + (l1[1] * (x - l1[0]).abs()).sum(1)
+        return values if l1 is None else values + l1.value(x)
 
-    steps = len(many.history) - 1
+    steps = len(many.losses) - 1
 
     def finish(index: int) -> Found:
         nonlocal steps
         before = steps
-        rounds = int(many.rounds[index])
+        rounds = int(many.steps[index])
         found = search_exactly(
             objective,
             starts[index],
@@ -146,10 +148,10 @@ def search_together(
             callback=lambda step, loss, x: callback(before + step, loss, x),
         )
         steps += found.steps
-        way = many.history[: rounds + 1, index].double().cpu() * size
+        way = many.losses[: rounds + 1, index].double().cpu() * size
         return replace(found, losses=torch.cat([way, found.losses[1:]]))
 
-    groups = _grouped(many.x, many.values, many.settled, heights)
+    groups = _grouped(many.x, many.values, many.converged, heights)
     groups = _finished(groups, size, finish)
     kinked = any(g.found is not None and g.found.kinked for g in groups)
     if kinked:
@@ -204,9 +206,9 @@ def search_in_turn(
     return Several(best, steps, *_reported(groups, x, objective, len(starts)))
 
 
-def _ended(many: Many, index: int, status: Status, size: float) -> Found:
-    way = many.history[: int(many.rounds[index]) + 1, index].double().cpu() * size
-    return Found(many.x[index], status, (), way, len(many.history) - 1)
+def _ended(many: Minima, index: int, status: Status, size: float) -> Found:
+    way = many.losses[: int(many.steps[index]) + 1, index].double().cpu() * size
+    return Found(many.x[index], status, (), way, len(many.losses) - 1)
 
 
 def _grouped(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from probsl.engine.minimize.l1_penalty import L1Penalty
 from probsl.noise.record import NoiseRecord, record
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Objective:
     value
         Maps a point [d] and some rows, None for all of them, to a mean over rows.
     l1
-        Center [d] and weight [d] of the absolute-value penalty in it, if any.
+        The absolute-value penalty in it, if any.
     smooth
         The objective on all rows without that penalty; None: there is no penalty.
     noise
@@ -51,7 +52,7 @@ class Objective:
     layout: Coordinates
     size: float
     value: Value
-    l1: tuple[Tensor, Tensor] | None = None
+    l1: L1Penalty | None = None
     smooth: Callable[[Tensor], Tensor] | None = None
     noise: NoiseRecord | None = None
     draws: int = 1
@@ -103,7 +104,7 @@ def point_objective(target: TargetDensity, layout: Coordinates) -> Objective:
     def smooth(x: Tensor) -> Tensor:
         return constant - rest.at(x, layout) / size
 
-    l1 = (torch.cat(centers), torch.cat(weights))
+    l1 = L1Penalty(torch.cat(centers), torch.cat(weights))
     return Objective(target, layout, size, value, l1, smooth)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.minimize import SearchOptions, minimize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,8 @@ class DeterministicOptimizer(Protocol):
     def minimize(self, objective: Objective, start: Tensor, **options: Any) -> Minimum:
         """Minimize an objective from a start [d].
 
-        The options are those of `probsl.engine.minimize.minimize.minimize`.
+        The options are `tolerance` and `max_steps`, and `idle`, `known_point` and
+        `callback` of `probsl.engine.minimize.minimize.minimize`.
         """
         ...
 
@@ -104,6 +105,15 @@ def default_optimizer(dimension: int) -> DeterministicOptimizer:
     return TrustRegionNewton() if dimension <= NEWTON_LIMIT else LBFGS()
 
 
-def _minimized(objective: Objective, start: Tensor, **options: Any) -> Minimum:
+def _minimized(
+    objective: Objective,
+    start: Tensor,
+    *,
+    newton_limit: int,
+    tolerance: float | None = None,
+    max_steps: int = 1000,
+    **options: Any,
+) -> Minimum:
     smooth = objective.smooth or objective
-    return minimize(smooth, start, l1=objective.l1, **options)
+    ends = SearchOptions(tolerance, max_steps, newton_limit)
+    return minimize(smooth, start, ends, l1=objective.l1, **options)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from probsl.engine.ending import Ending
+from probsl.engine.minimize.l1_penalty import L1Penalty
 from probsl.engine.minimize.minimize import minimize
 from probsl.engine.minimize.simplex import lightest
 
@@ -90,7 +91,7 @@ def test_the_penalty_keeps_exact_zeros_on_kinks():
     minimum = minimize(
         lambda b: (torch.tensor(y) - torch.tensor(X) @ b).abs().mean(),
         0.1 * torch.ones(5).double(),
-        l1=(torch.zeros(5).double(), weight * torch.ones(5).double()),
+        l1=L1Penalty(torch.zeros(5).double(), weight * torch.ones(5).double()),
     )
     costs = np.r_[np.full(10, weight), np.full(100, 1 / 50)]
     equations = np.hstack([X, -X, np.eye(50), -np.eye(50)])

@@ -13,8 +13,9 @@ from torch import Tensor
 import probsl
 from probsl import Status
 from probsl.engine.ending import Ending
+from probsl.engine.minimize.l1_penalty import L1Penalty
 from probsl.engine.minimize.many import minimize_many, vectorizes
-from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.minimize import SearchOptions, minimize
 from probsl.isolation.calls import isolated
 from probsl.program.problem import Problem
 from probsl.program.scoring import Batch
@@ -55,11 +56,11 @@ def logistic(x, y=None):
 def test_all_follow_the_banana(dtype):
     many = minimize_many(banana, uniform(20, 2, dtype=dtype))
     assert many.x.dtype == dtype
-    assert many.settled.all()
+    assert many.converged.all()
     # The valley bends 2,500 times less along than across.
     assert (many.x - 1).abs().max() < (1e-3 if dtype is torch.float64 else 0.1)
-    assert torch.equal(many.history[-1], many.values)
-    assert (many.history.diff(dim=0) <= 1e-5 * many.history[:-1].clamp(min=1)).all()
+    assert torch.equal(many.losses[-1], many.values)
+    assert (many.losses.diff(dim=0) <= 1e-5 * many.losses[:-1].clamp(min=1)).all()
 
 
 @pytest.mark.parametrize("spread", [0, 4, 8])
@@ -68,7 +69,7 @@ def test_bad_scales_are_no_harder(spread):
     starts = uniform(6, 9) / scale
     many = minimize_many(lambda x: 0.5 * ((scale * x - 1) ** 2).sum(), starts)
     torch.testing.assert_close(scale * many.x, torch.ones_like(starts))
-    assert many.rounds.max() < 12
+    assert many.steps.max() < 12
 
 
 def test_ends_are_those_of_single_searches():
@@ -76,8 +77,8 @@ def test_ends_are_those_of_single_searches():
         return (x**4 / 4 - x**2 + 0.3 * x).sum() + 0.5 * (x[0] - x[1]) ** 2
 
     starts = uniform(16, 2)
-    many = minimize_many(bumpy, starts, tolerance=1e-14)
-    assert many.settled.all()
+    many = minimize_many(bumpy, starts, options=SearchOptions(tolerance=1e-14))
+    assert many.converged.all()
     # Each is at a minimum that a single search would not leave.
     for end, value in zip(many.x, many.values, strict=True):
         single = minimize(bumpy, end)
@@ -94,8 +95,8 @@ def test_a_start_that_is_not_finite_ends_there_and_holds_up_nobody():
 
     starts = torch.tensor([[2.0], [-1.0], [math.nan], [0.5]], dtype=torch.float64)
     many = minimize_many(objective, starts)
-    assert many.settled.tolist() == [True, False, False, True]
-    assert many.rounds[1:3].tolist() == [0, 0]
+    assert many.converged.tolist() == [True, False, False, True]
+    assert many.steps[1:3].tolist() == [0, 0]
     torch.testing.assert_close(
         many.x[[0, 3]], torch.ones(2, 1).double(), rtol=1e-4, atol=0
     )
@@ -114,10 +115,12 @@ def test_one_that_runs_off_does_not_hold_up_the_others():
         return torch.where(x < 0, (x + 2) ** 2, 4 - x).sum()
 
     starts = torch.tensor([[-1.0], [-3.0], [-0.5], [1.0]], dtype=torch.float64)
-    many = minimize_many(objective, starts, patience=2.0, max_steps=500)
-    assert many.settled.tolist() == [True, True, True, False]
+    many = minimize_many(
+        objective, starts, patience=2.0, options=SearchOptions(max_steps=500)
+    )
+    assert many.converged.tolist() == [True, True, True, False]
     torch.testing.assert_close(many.x[:3], torch.full((3, 1), -2.0).double())
-    assert len(many.history) < 30
+    assert len(many.losses) < 30
 
 
 def test_a_penalty_gives_exact_zeros():
@@ -127,9 +130,11 @@ def test_a_penalty_gives_exact_zeros():
     def objective(w):
         return torch.nn.functional.softplus(x @ w).mean() - (y * (x @ w)).mean()
 
-    l1 = (torch.zeros(5).double(), torch.full((5,), 0.05).double())
+    l1 = L1Penalty(torch.zeros(5).double(), torch.full((5,), 0.05).double())
     single = minimize(objective, torch.zeros(5).double(), l1=l1)
-    many = minimize_many(objective, uniform(8, 5), l1=l1, tolerance=1e-13)
+    many = minimize_many(
+        objective, uniform(8, 5), l1=l1, options=SearchOptions(tolerance=1e-13)
+    )
     assert (single.x == 0).any()
     for end in many.x:
         assert torch.equal(end == 0, single.x == 0)
@@ -143,18 +148,18 @@ def test_a_matrix_that_cannot_be_factorized_is_a_bad_point_for_one_alone():
 
     starts = torch.tensor([[0.1], [3.0], [-5.0]], dtype=torch.float64)
     many = minimize_many(objective, starts)
-    assert many.settled.tolist() == [True, True, False]
+    assert many.converged.tolist() == [True, True, False]
     torch.testing.assert_close(many.x[0], many.x[1], rtol=1e-4, atol=0)
 
 
 def test_callbacks_see_every_round_and_may_stop_it():
     seen = []
     many = minimize_many(banana, uniform(4, 2), callback=lambda *s: seen.append(s))
-    assert [s[0] for s in seen] == list(range(1, len(many.history)))
+    assert [s[0] for s in seen] == list(range(1, len(many.losses)))
     assert seen[-1][1] == float(many.values.min())
     stopped = minimize_many(banana, uniform(4, 2), callback=lambda step, *_: step == 3)
     assert stopped.interrupted
-    assert len(stopped.history) == 4
+    assert len(stopped.losses) == 4
     assert stopped.values.isfinite().all()
 
 
@@ -198,8 +203,10 @@ def test_bootstrap_refits_are_those_of_single_fits():
         starts = torch.zeros(20, layout.size)
         objective = objective_of(problem, layout)
         assert vectorizes(objective, starts, extra)
-        many = minimize_many(objective, starts, extra, tolerance=1e-14)
-    assert many.settled.all()
+        many = minimize_many(
+            objective, starts, extra, options=SearchOptions(tolerance=1e-14)
+        )
+    assert many.converged.all()
     for end, weight in zip(many.x, weights, strict=True):
         single = probsl.fit(logistic, data, probsl.MAP(), weights=weight)
         torch.testing.assert_close(end, single.point()["w"], rtol=0, atol=1e-5)
@@ -214,7 +221,10 @@ def test_prior_weights_are_those_of_single_fits():
     with isolated(problem.dtype):
         starts = torch.zeros(12, layout.size)
         many = minimize_many(
-            objective_of(problem, layout), starts, extra, tolerance=1e-14
+            objective_of(problem, layout),
+            starts,
+            extra,
+            options=SearchOptions(tolerance=1e-14),
         )
     for end, weight in zip(many.x, prior.tolist(), strict=True):
         single = probsl.fit(logistic, data, probsl.MAP(prior_weight=weight))

@@ -12,7 +12,7 @@ from probsl.engine.ending import Ending
 from probsl.engine.minimize.curvature import Spectrum, trust_region
 from probsl.engine.minimize.landscape import Landscape
 from probsl.engine.minimize.limited_memory import LimitedMemory
-from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.minimize import SearchOptions, minimize
 
 DTYPES = [torch.float64, torch.float32]
 # Steps for which a program of a few coordinates should do.
@@ -200,7 +200,7 @@ def test_without_a_hessian_it_sees_runaways_too():
     minimum = minimize(
         lambda b: softplus(sign * (X @ b)).mean(),
         torch.zeros(3).double(),
-        newton_limit=2,
+        options=SearchOptions(newton_limit=2),
     )
     assert minimum.ending is Ending.UNBOUNDED
     assert minimum.flattening
@@ -310,12 +310,13 @@ def test_idle_coordinates(newton_limit):
         return torch.exp(x[0]) - x[0] + (x[2] - 1) ** 4 + (x[2] - 1) ** 2
 
     start = vector(1.0, 0.7, 3.0, -5.0)
-    ignored = minimize(objective, start, newton_limit=newton_limit)
+    options = SearchOptions(newton_limit=newton_limit)
+    ignored = minimize(objective, start, options)
     assert ignored.ending is Ending.CONVERGED
     torch.testing.assert_close(
         ignored.x, vector(0.0, 0.7, 1.0, -5.0), atol=1e-5, rtol=0
     )
-    reported = minimize(objective, start, newton_limit=newton_limit, idle="report")
+    reported = minimize(objective, start, options, idle="report")
     assert reported.ending is Ending.UNIDENTIFIED
     assert reported.coordinates == (1, 3)
     torch.testing.assert_close(reported.x, ignored.x)
@@ -502,7 +503,8 @@ def test_a_kink_is_a_minimum():
 @pytest.mark.parametrize("max_steps", [0, 1, 7])
 def test_max_steps(max_steps, newton_limit):
     start = vector(*[-1.2, 1.0] * 5)
-    minimum = minimize(banana, start, max_steps=max_steps, newton_limit=newton_limit)
+    options = SearchOptions(max_steps=max_steps, newton_limit=newton_limit)
+    minimum = minimize(banana, start, options)
     assert minimum.ending is Ending.MAX_STEPS
     assert minimum.steps == max_steps
     assert len(minimum.losses) == max_steps + 1
@@ -513,7 +515,7 @@ def test_max_steps(max_steps, newton_limit):
 def test_an_interrupt_loses_nothing(call, newton_limit):
     counted = Counted(banana, fail_at=call)
     start = vector(*[-1.2, 1.0] * 5)
-    minimum = minimize(counted, start, newton_limit=newton_limit)
+    minimum = minimize(counted, start, SearchOptions(newton_limit=newton_limit))
     assert minimum.ending is Ending.INTERRUPTED
     assert counted.calls == call
     if call == 1:
@@ -531,9 +533,8 @@ def test_the_callback_sees_each_step_and_can_stop(newton_limit):
         seen.append((step, value, x))
         return step == 6
 
-    minimum = minimize(
-        banana, vector(-1.2, 1.0), callback=callback, newton_limit=newton_limit
-    )
+    options = SearchOptions(newton_limit=newton_limit)
+    minimum = minimize(banana, vector(-1.2, 1.0), options, callback=callback)
     assert minimum.ending is Ending.INTERRUPTED
     assert [step for step, _, _ in seen] == list(range(1, 7))
     assert [value for _, value, _ in seen] == list(minimum.losses[1:])
@@ -600,9 +601,53 @@ def test_limited_memory_meets_the_secant_equation():
     memory = LimitedMemory(vector(1.0, 10.0, 0.1), size=2)
     curvature = torch.diag(vector(3.0, 0.2, 50.0)) + 0.1
     for seed in range(4):
-        step = normal(3, seed=seed)
-        memory.update(step, curvature @ step)
-    assert len(memory) == 2
-    torch.testing.assert_close(memory.apply(curvature @ step), step)
+        step = normal(1, 3, seed=seed)
+        memory.update(step, step @ curvature)
+    torch.testing.assert_close(memory.apply(step @ curvature), step)
     memory.update(step, -step)  # no curvature of a minimum
-    torch.testing.assert_close(memory.apply(curvature @ step), step)
+    torch.testing.assert_close(memory.apply(step @ curvature), step)
+    memory.clear(memory.known)
+    torch.testing.assert_close(memory.apply(step), memory.scale**2 * step)
+
+
+def inverse_hessian(pairs, scale):
+    """Return the dense inverse of BFGS: Nocedal and Wright (2006), equation 6.17."""
+    if not pairs:
+        return torch.diag(scale**2)
+    step, change = pairs[-1]
+    inverse = torch.diag(scale**2) * (step @ change) / (scale * change).square().sum()
+    for step, change in pairs:
+        turn = torch.eye(len(scale)) - torch.outer(step, change) / (step @ change)
+        inverse = turn @ inverse @ turn.T + torch.outer(step, step) / (step @ change)
+    return inverse
+
+
+def test_limited_memories_of_a_batch_are_those_of_bfgs():
+    """Each with pairs of its own, some of which are missing, forgotten, or replaced."""
+    scale, curvature = vector(1.0, 10.0, 0.1, 2.0), torch.diag(vector(3.0, 0.2, 50, 1))
+    curvature = curvature + 0.1
+    memory = LimitedMemory(scale, 3, size=4)
+    updates = [[] for _ in range(3)]
+    for k in range(12):
+        steps = normal(3, 4, seed=k) * 10.0**-k
+        changes = steps @ curvature
+        bad = torch.tensor([False, k % 3 == 1, k % 2 == 0])
+        changes[bad] *= -1
+        memory.update(steps, changes)
+        for i, mine in enumerate(updates):
+            mine.append(None if bad[i] else (steps[i], changes[i]))
+        if k == 5:
+            memory.clear(torch.tensor([True, False, False]))
+            updates[0] = []
+        if k == 9:
+            memory.keep(torch.tensor([True, False, True]))
+            memory.update(normal(2, 4), normal(2, 4) * math.nan)  # nothing to learn
+            break
+    del updates[1]
+    assert memory.known.tolist() == [True, True]
+    vectors = normal(2, 4, seed=99)
+    for mine, vector_, found in zip(
+        updates, vectors, memory.apply(vectors), strict=True
+    ):
+        inverse = inverse_hessian([p for p in mine[-4:] if p], scale)
+        torch.testing.assert_close(found[i], inverse @ vectors[i], rtol=1e-9, atol=0)

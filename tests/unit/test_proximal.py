@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import softplus
 
 from probsl.engine.ending import Ending
-from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.l1_penalty import L1Penalty
+from probsl.engine.minimize.minimize import SearchOptions, minimize
 from probsl.engine.minimize.proximal import quadratic_lasso
 
 LIMITS = [300, 5]  # with the exact Hessian, and by OWL-QN alone
@@ -54,8 +55,8 @@ def test_lasso_equals_scikit_learn(alpha, newton_limit, diabetes):
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(),
         zeros(10),
-        l1=(zeros(10), constant(10, alpha)),
-        newton_limit=newton_limit,
+        l1=L1Penalty(zeros(10), constant(10, alpha)),
+        options=SearchOptions(newton_limit=newton_limit),
     )
     assert minimum.ending is Ending.CONVERGED
     assert torch.equal(minimum.x == 0, expected == 0)
@@ -69,7 +70,7 @@ def test_float32(diabetes):
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(),
         torch.zeros(10),
-        l1=(torch.zeros(10), torch.full((10,), 5.0)),
+        l1=L1Penalty(torch.zeros(10), torch.full((10,), 5.0)),
     )
     assert minimum.ending is Ending.CONVERGED
     assert minimum.x.dtype == torch.float32
@@ -93,7 +94,10 @@ def test_generalized_linear_models(family, alpha, newton_limit, diabetes):
     weight = constant(11, alpha)
     weight[0] = 0
     minimum = minimize(
-        objective, zeros(11), l1=(zeros(11), weight), newton_limit=newton_limit
+        objective,
+        zeros(11),
+        l1=L1Penalty(zeros(11), weight),
+        options=SearchOptions(newton_limit=newton_limit),
     )
     assert minimum.ending is Ending.CONVERGED
     accuracy = 1e-11 if newton_limit == 300 else 1e-4
@@ -115,7 +119,7 @@ def test_logistic_equals_scikit_learn(diabetes):
     minimum = minimize(
         lambda b: (softplus(design @ b) - classes * (design @ b)).mean(),
         zeros(11),
-        l1=(zeros(11), weight),
+        l1=L1Penalty(zeros(11), weight),
     )
     expected = torch.from_numpy(
         np.concatenate([reference.intercept_, reference.coef_[0]])
@@ -136,7 +140,7 @@ def test_other_centers_and_partial_weights(diabetes):
     def objective(x):
         return (x[-1] + 0.5 * ((y - X @ x[:-1]) * torch.exp(-x[-1])) ** 2).mean()
 
-    minimum = minimize(objective, zeros(12), l1=(center, weight))
+    minimum = minimize(objective, zeros(12), l1=L1Penalty(center, weight))
     assert minimum.ending is Ending.CONVERGED
     assert_stationary(objective, minimum, center, weight, 1e-12)
     at_center = minimum.x == center
@@ -150,7 +154,7 @@ def test_all_zero_is_found_without_a_step(diabetes):
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(),
         zeros(10),
-        l1=(zeros(10), constant(10, 50.0)),
+        l1=L1Penalty(zeros(10), constant(10, 50.0)),
     )
     assert minimum.ending is Ending.CONVERGED
     assert minimum.steps == 0
@@ -162,7 +166,7 @@ def test_duplicates_share_a_null_direction(diabetes):
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(),
         zeros(11),
-        l1=(zeros(11), constant(11, 1.0)),
+        l1=L1Penalty(zeros(11), constant(11, 1.0)),
     )
     assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (2, 10)
@@ -172,7 +176,7 @@ def test_idle_coordinates_go_to_their_center():
     weight = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     start = torch.tensor([0.0, 5.0, 5.0], dtype=torch.float64)
     minimum = minimize(
-        lambda x: (x[0] - 1) ** 2, start, l1=(zeros(3), weight), idle="report"
+        lambda x: (x[0] - 1) ** 2, start, l1=L1Penalty(zeros(3), weight), idle="report"
     )
     assert minimum.ending is Ending.UNIDENTIFIED
     assert minimum.coordinates == (1,)
@@ -188,11 +192,11 @@ def test_a_penalty_stops_only_the_runaways_it_is_on():
         return softplus(sign * (X @ b)).mean()
 
     weight = torch.tensor([0.0, 0.01, 0.01], dtype=torch.float64)
-    free = minimize(objective, zeros(3), l1=(zeros(3), weight))
+    free = minimize(objective, zeros(3), l1=L1Penalty(zeros(3), weight))
     assert free.ending is Ending.UNBOUNDED
     assert free.coordinates == (0,)
     assert free.flattening
-    held = minimize(objective, zeros(3), l1=(zeros(3), weight.clamp(min=0.01)))
+    held = minimize(objective, zeros(3), l1=L1Penalty(zeros(3), weight.clamp(min=0.01)))
     assert held.ending is Ending.CONVERGED
 
 
@@ -202,7 +206,7 @@ def test_leaves_a_saddle():
 
     start = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     weight = torch.tensor([0.1, 0.0, 0.1], dtype=torch.float64)
-    minimum = minimize(objective, start, l1=(zeros(3), weight))
+    minimum = minimize(objective, start, l1=L1Penalty(zeros(3), weight))
     assert minimum.ending is Ending.CONVERGED
     expected = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
     torch.testing.assert_close(minimum.x.abs(), expected)
@@ -216,8 +220,8 @@ def test_backs_off_where_the_objective_is_no_number(newton_limit):
     minimum = minimize(
         lambda x: (x - torch.log(x)).sum(),
         start,
-        l1=(zeros(2), weight),
-        newton_limit=newton_limit,
+        l1=L1Penalty(zeros(2), weight),
+        options=SearchOptions(newton_limit=newton_limit),
     )
     assert minimum.ending is Ending.CONVERGED
     torch.testing.assert_close(minimum.x, 1 / (1 + weight), rtol=1e-5, atol=0)
@@ -232,7 +236,7 @@ def test_a_thousand_columns():
     minimum = minimize(
         lambda b: 0.5 * ((y - X @ b) ** 2).mean(),
         zeros(1000),
-        l1=(zeros(1000), constant(1000, 0.3)),
+        l1=L1Penalty(zeros(1000), constant(1000, 0.3)),
     )
     lasso = Lasso(alpha=0.3, fit_intercept=False, tol=1e-12, max_iter=10**5)
     expected = torch.from_numpy(lasso.fit(X.numpy(), y.numpy()).coef_)
@@ -257,7 +261,10 @@ def test_an_interrupt_loses_nothing(call, newton_limit, diabetes):
     weight = constant(10, 0.01)
     start = torch.ones(10).double()
     minimum = minimize(
-        objective, start, l1=(zeros(10), weight), newton_limit=newton_limit
+        objective,
+        start,
+        l1=L1Penalty(zeros(10), weight),
+        options=SearchOptions(newton_limit=newton_limit),
     )
     if calls < call:
         assert minimum.ending is Ending.CONVERGED

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.descent import LONG_SHARE, Descent, indices
-from probsl.engine.minimize.minimum import Verdict
+from probsl.engine.minimize.minimum import End
 
 
 class ConvergenceTest:
@@ -37,7 +37,7 @@ class ConvergenceTest:
         self._previous = torch.zeros_like(descent.x)
         self._lasting = torch.zeros_like(descent.x)
 
-    def judge(self, step: Tensor, width: Tensor, decrement: float) -> Verdict | None:
+    def judge(self, step: Tensor, width: Tensor, decrement: float) -> End | None:
         """Judge the full step [d] from the current point.
 
         Parameters
@@ -60,23 +60,23 @@ class ConvergenceTest:
             return None
         if not bool((relative > self._descent.step_tolerance).any()):
             self._small += 1
-            return Verdict(Ending.CONVERGED) if self._small >= self._needed else None
+            return End(Ending.CONVERGED) if self._small >= self._needed else None
         self._small, self._large = 0, self._large + 1
         if self._large > self._patience and bool(
             (self._lasting > self._patience).any()
         ):
-            return Verdict(
+            return End(
                 Ending.UNBOUNDED, indices(relative > LONG_SHARE), flattening=True
             )
         too_many = self._large > 10 * self._patience
-        return Verdict(Ending.CONVERGED) if too_many else None
+        return End(Ending.CONVERGED) if too_many else None
 
-    def tail(self) -> Verdict | None:
+    def tail(self) -> End | None:
         """Return UNBOUNDED if steps stayed long until rounding stopped the search."""
         lasted = self._lasting >= min(3, self._patience)
         if not bool(lasted.any()):
             return None
-        return Verdict(Ending.UNBOUNDED, indices(lasted), flattening=True)
+        return End(Ending.UNBOUNDED, indices(lasted), flattening=True)
 
     def relative(self, step: Tensor, width: Tensor) -> Tensor:
         """Return a step [d] in units of its coordinates.

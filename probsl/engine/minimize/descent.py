@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.curvature import curvature_scale
-from probsl.engine.minimize.minimum import Minimum, Verdict
+from probsl.engine.minimize.minimum import End, Minimum
 from probsl.engine.minimize.rounding import (
     LEVEL,
     ON_THE_WAY,
@@ -117,13 +117,13 @@ class Descent:
         """The largest change of the objective that rounding alone can cause."""
         return max(10 * self.precision * max(1.0, abs(self.value)), self._rounding)
 
-    def begin(self) -> Verdict | None:
+    def begin(self) -> End | None:
         """Evaluate the initial point."""
         self.value, self.gradient = self.landscape.slope(self.x)
         self.losses.append(self.value)
         if is_finite(self.value, self.gradient):
             return None
-        return Verdict(Ending.NONFINITE, indices(~self.gradient.isfinite()))
+        return End(Ending.NONFINITE, indices(~self.gradient.isfinite()))
 
     def measure(self, *, exact: bool) -> None:
         """Find the unit of each coordinate, and the coordinates without influence."""
@@ -156,7 +156,7 @@ class Descent:
         if self.hessian is not None:
             flat &= torch.from_numpy(~self.hessian.any(axis=1)).to(flat.device)
         if self.landscape.l1 is not None:
-            flat &= self.landscape.l1[1] == 0
+            flat &= self.landscape.l1.weight == 0
         return flat
 
     def flat_elsewhere(self) -> Tensor:
@@ -270,7 +270,7 @@ class Descent:
             for place in places
         )
 
-    def flat_tail(self, loose: Tensor | None = None) -> Verdict | None:
+    def flat_tail(self, loose: Tensor | None = None) -> End | None:
         """Return UNBOUNDED if coordinates have lost their influence, far away.
 
         Parameters
@@ -291,9 +291,9 @@ class Descent:
         ran &= bend.abs() * travel**2 <= limit
         if not bool(ran.any()):
             return None
-        return Verdict(Ending.UNBOUNDED, indices(ran), flattening=True)
+        return End(Ending.UNBOUNDED, indices(ran), flattening=True)
 
-    def unbounded(self) -> Verdict | None:
+    def unbounded(self) -> End | None:
         """Return UNBOUNDED if the objective visibly decreases without bound.
 
         Either a coordinate has moved very far along a constant gradient. Or the
@@ -303,7 +303,7 @@ class Descent:
         far = self._steady & self._downhill()
         far &= self.travel.abs() > self.precision**-0.8
         if bool(far.any()):
-            return Verdict(Ending.UNBOUNDED, indices(far))
+            return End(Ending.UNBOUNDED, indices(far))
         if self.hessian is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -314,16 +314,16 @@ class Descent:
         ran = (
             bool(narrow.any()) & (travel > FAR_ON_LOG_SCALE) & ~(width <= 1e-3 * travel)
         )
-        return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
+        return End(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
 
-    def ends_at_nonfinite(self) -> Verdict | None:
+    def ends_at_nonfinite(self) -> End | None:
         """Return UNBOUNDED if a long decrease ends only at the limits of the dtype."""
         ran = self._downhill() & (self.travel.abs() > FAR_ON_LOG_SCALE)
         if self.hessian is not None:
             bend = self.tensor(np.abs(np.diag(self.hessian)))
             if bool(bend.isfinite().all()):
                 ran &= bend <= self.gradient.abs()
-        return Verdict(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
+        return End(Ending.UNBOUNDED, indices(ran)) if bool(ran.any()) else None
 
     def _downhill(self) -> Tensor:
         """Return whether each coordinate [d] is still moving along a steep descent."""
@@ -335,7 +335,7 @@ class Descent:
         # A copy, because a diagonal is read-only.
         return torch.tensor(values, device="cpu").to(self.x)
 
-    def minimum(self, verdict: Verdict) -> Minimum:
+    def minimum(self, verdict: End) -> Minimum:
         """Return the result of the minimization."""
         null = verdict.null_space
         return Minimum(

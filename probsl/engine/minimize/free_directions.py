@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from probsl.engine.minimize.minimum import Minimum, Verdict
+    from probsl.engine.minimize.minimum import End, Minimum
 
     Array = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ def free_part(
     descent: Descent,
     directions: Array,
     width: Array,
-    descend: Callable[[Descent], Verdict],
+    descend: Callable[[Descent], End],
 ) -> Array:
     """Return an orthonormal basis [d, j] of those directions that are free.
 

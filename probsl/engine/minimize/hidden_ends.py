@@ -15,7 +15,7 @@ import numpy as np
 
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.descent import array, indices, is_finite
-from probsl.engine.minimize.minimum import Verdict
+from probsl.engine.minimize.minimum import End
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Place(NamedTuple):
     rounding: float
 
 
-def hidden_end(descent: Descent, model: Model) -> Verdict | None:
+def hidden_end(descent: Descent, model: Model) -> End | None:
     """Judge an end at which rounding exceeds the resolution of the search.
 
     Parameters
@@ -67,7 +67,7 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
 
     Returns
     -------
-    Verdict or None
+    End or None
         None if rounding hides nothing, or a minimum is visible in spite of it.
     """
     unit = np.minimum(model.width, array(descent.unit))
@@ -87,10 +87,10 @@ def hidden_end(descent: Descent, model: Model) -> Verdict | None:
             _go_to_surest(descent, here, [p for _, seen in sides for p in seen[:-1]])
             share = abs(direction) / descent.reach()
             named = indices(descent.tensor(share) > NAMED * share.max())
-            return Verdict(Ending.UNBOUNDED, named, flattening=True, hidden=True)
+            return End(Ending.UNBOUNDED, named, flattening=True, hidden=True)
         fallen = descent.ends_at_nonfinite()
         _go_to_surest(descent, here, [p for _, seen in sides for p in seen])
-        return fallen or Verdict(Ending.STALLED, hidden=True)
+        return fallen or End(Ending.STALLED, hidden=True)
     return None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.descent import FAR_ON_LOG_SCALE, NARROWEST, array, is_finite
 from probsl.engine.minimize.free_directions import free_part, lower_aside
-from probsl.engine.minimize.minimum import Verdict
+from probsl.engine.minimize.minimum import End
 from probsl.engine.minimize.simplex import lightest
 
 if TYPE_CHECKING:
@@ -152,16 +152,15 @@ class Ground:
         return missed
 
     def _slope(self, x: Tensor, value: float, gradient: Tensor) -> Slope:
-        full = gradient
+        full, l1 = gradient, self.descent.landscape.l1
         if not is_finite(value, gradient):
             return Slope(x, value, gradient, np.full(self.size, math.nan))
-        if self.descent.landscape.l1 is not None:
-            center, weight = self.descent.landscape.l1
-            full = gradient + weight * (x - center).sign()
+        if l1 is not None:
+            full = gradient + l1.weight * (x - l1.center).sign()
         return Slope(x, value, gradient, self.axes.T @ array(full))
 
 
-def cross_kinks(descent: Descent) -> Verdict | None:
+def cross_kinks(descent: Descent) -> End | None:
     """Minimize from the point at which a smooth search is stuck, and judge the end.
 
     None: no kinks are near the end, and a smooth search may continue from there.
@@ -178,15 +177,15 @@ def cross_kinks(descent: Descent) -> Verdict | None:
         if before - descent.value <= ground.noise:
             break
     end = Ending.MAX_STEPS if descent.spent else Ending.STALLED
-    return descent.ends_at_nonfinite() or Verdict(end)
+    return descent.ends_at_nonfinite() or End(end)
 
 
-def descend_kinks(descent: Descent) -> Verdict:
+def descend_kinks(descent: Descent) -> End:
     """Minimize over kinks, without proving the end."""
-    return run_down(Ground(descent)) or Verdict(Ending.STALLED)
+    return run_down(Ground(descent)) or End(Ending.STALLED)
 
 
-def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
+def at_kink(ground: Ground, tangents: list[Slope]) -> End | None:
     """Return the verdict at a point where a mean of gradients is zero."""
     descent = ground.descent
     center_zeros(descent, ground.noise)
@@ -201,7 +200,7 @@ def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
     values, vectors = np.linalg.eigh(bends)
     flat = vectors[:, values <= 1e-12 * max(1.0, values[-1])]
     if not flat.shape[1]:
-        return Verdict(Ending.CONVERGED)
+        return End(Ending.CONVERGED)
     unit = array(descent.unit)
     flat = np.linalg.qr((ground.axes @ flat) / unit[:, None])[0]
     lower = lower_aside(descent, flat, unit)
@@ -210,21 +209,21 @@ def at_kink(ground: Ground, tangents: list[Slope]) -> Verdict | None:
         return None
     free = free_part(descent, flat, unit, descend_kinks)
     if not free.shape[1]:
-        return Verdict(Ending.CONVERGED)
+        return End(Ending.CONVERGED)
     named = np.flatnonzero(np.linalg.norm(free, axis=1) > 1e-2)
-    return Verdict(Ending.UNIDENTIFIED, tuple(named.tolist()), null_space=free)
+    return End(Ending.UNIDENTIFIED, tuple(named.tolist()), null_space=free)
 
 
 def center_zeros(descent: Descent, noise: float) -> None:
     """Set penalized coordinates that are almost at the center to it exactly."""
-    if descent.landscape.l1 is None:
+    l1 = descent.landscape.l1
+    if l1 is None:
         return
-    center, weight = descent.landscape.l1
-    near = (descent.x - center).abs() <= ASIDE * descent.unit
-    near &= (weight > 0) & (descent.x != center)
+    near = (descent.x - l1.center).abs() <= ASIDE * descent.unit
+    near &= (l1.weight > 0) & (descent.x != l1.center)
     if not bool(near.any()):
         return
-    x = descent.x.where(~near, center)
+    x = descent.x.where(~near, l1.center)
     value, gradient = descent.landscape.slope(x)
     if is_finite(value, gradient) and value <= descent.value + noise:
         descent.accept(x, value, gradient)
@@ -261,7 +260,7 @@ def units(descent: Descent) -> Array:
     return unit
 
 
-def run_down(ground: Ground) -> Verdict | None:
+def run_down(ground: Ground) -> End | None:
     """Minimize by BFGS, Lewis and Overton (2013), until no step improves.
 
     "Nonsmooth optimization via quasi-Newton methods", Math. Program. 141.
@@ -271,7 +270,7 @@ def run_down(ground: Ground) -> Verdict | None:
     here = ground.here()
     for turn in range(100 * ground.size + 1000):
         if descent.spent:
-            return Verdict(Ending.MAX_STEPS)
+            return End(Ending.MAX_STEPS)
         direction = -ground.inverse @ here.slope
         if turn == 0:
             direction /= max(1.0, float(np.linalg.norm(direction)))
@@ -382,7 +381,7 @@ def prove(ground: Ground) -> list[Slope] | None:
     return None
 
 
-def spike(ground: Ground) -> Verdict | None:
+def spike(ground: Ground) -> End | None:
     """Return UNBOUNDED if the objective is narrower than the precision of any data.
 
     That is, while a coordinate that is free to move (the log of the width) diverged.
@@ -399,4 +398,4 @@ def spike(ground: Ground) -> Verdict | None:
     )
     if not (narrow.any() and ran.any()):
         return None
-    return Verdict(Ending.UNBOUNDED, tuple(np.flatnonzero(ran).tolist()))
+    return End(Ending.UNBOUNDED, tuple(np.flatnonzero(ran).tolist()))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from probsl.engine.minimize.l1_penalty import L1Penalty
+
 
 class Landscape:
     """An objective of one flat vector, with its derivatives.
@@ -25,14 +27,13 @@ class Landscape:
     objective
         Maps a tensor [d] to a scalar tensor, twice differentiable where finite.
     l1
-        Center [d] and weight [d] of an absolute-value penalty, which is included in the
-        value but not in the derivatives. None: no penalty.
+        A penalty, which is included in the value but not in the derivatives.
     """
 
     def __init__(
         self,
         objective: Callable[[Tensor], Tensor],
-        l1: tuple[Tensor, Tensor] | None = None,
+        l1: L1Penalty | None = None,
     ) -> None:
         self.objective = objective
         self.l1 = l1
@@ -65,10 +66,7 @@ class Landscape:
 
     def penalty(self, x: Tensor) -> float:
         """Return the penalty at a point [d]."""
-        if self.l1 is None:
-            return 0.0
-        center, weight = self.l1
-        return float((weight * (x - center).abs()).sum())
+        return 0.0 if self.l1 is None else float(self.l1.value(x))
 
     def hessian(self, x: Tensor) -> NDArray[np.float64]:
         """Return the symmetric Hessian [d, d] of the objective without the penalty."""

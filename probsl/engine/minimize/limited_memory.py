@@ -1,61 +1,106 @@
-"""The inverse Hessian approximation of L-BFGS."""
+"""The inverse Hessian approximations of L-BFGS."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 
 class LimitedMemory:
-    """An inverse Hessian approximated from recent steps and gradient changes.
+    """Inverse Hessians of several searches, from their last steps.
 
-    The two-loop recursion, Nocedal and Wright (2006), algorithm 7.4.
+    The two-loop recursion, Nocedal and Wright (2006), algorithm 7.4. With each pair of
+    step and gradient change scaled such that their product is one, the coefficients of
+    each loop solve a triangular system, so a product takes few operations.
 
     Parameters
     ----------
     scale
         Unit of each coordinate [d]: its square is the initial inverse Hessian.
+    count
+        Number of searches n.
     size
-        Number of steps to remember.
+        Number of updates to remember. An update that gives no pair for a search counts.
+
+    Attributes
+    ----------
+    known
+        Whether each search [n] remembers a pair.
     """
 
-    def __init__(self, scale: Tensor, size: int = 15) -> None:
+    def __init__(self, scale: Tensor, count: int = 1, size: int = 15) -> None:
         self.scale = scale
         self._size = size
-        self._pairs: list[tuple[Tensor, Tensor, float]] = []
-        self._factor = 1.0
+        # Steps and changes, the last ones at the end; a missing pair is zero, so it has
+        # no effect. Half of the slots are spare, because moving pairs takes time.
+        slots = 2 * size
+        self._pairs = scale.new_zeros(count, slots, 2, len(scale))
+        # Products of each step (row) with each later change (column).
+        self._products = scale.new_zeros(count, slots, slots)
+        self._factors = scale.new_ones(count, 1, 1)
+        self.known = torch.zeros(count, dtype=torch.bool, device=scale.device)
+        self._used = 0
 
-    def __len__(self) -> int:
-        return len(self._pairs)
+    def clear(self, members: Tensor) -> None:
+        """Forget every pair of some searches, given by a mask [n]."""
+        self._pairs[members] = self._products[members] = 0.0
+        self._factors[members] = 1.0
+        self.known = self.known & ~members
 
-    def clear(self) -> None:
-        """Forget every step."""
-        self._pairs, self._factor = [], 1.0
+    def keep(self, members: Tensor) -> None:
+        """Drop all searches but some, given by a mask [n]."""
+        self._pairs, self._products = self._pairs[members], self._products[members]
+        self._factors, self.known = self._factors[members], self.known[members]
 
-    def update(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step [d] and gradient change [d], if they show curvature."""
-        curvature = float(step @ change)
-        scaled = self.scale * change
-        bend = float(scaled @ scaled)
-        reach = float(((step / self.scale) ** 2).sum())
-        precision = torch.finfo(step.dtype).eps
-        if not curvature > precision * math.sqrt(bend * reach):
-            return
-        self._pairs = [*self._pairs[1 - self._size :], (step, change, 1 / curvature)]
-        self._factor = curvature / bend
+    def update(self, steps: Tensor, changes: Tensor) -> None:
+        """Remember steps and gradient changes [n, d], if they show curvature."""
+        if self._used == self._pairs.shape[1]:
+            self._move()
+        slot = self._used
+        pairs = self._pairs[:, slot]
+        torch.div(steps, self.scale, out=pairs[:, 0])
+        torch.mul(changes, self.scale, out=pairs[:, 1])
+        products = torch.bmm(pairs, pairs.mT)
+        length, curvature, _, bend = products.flatten(1).unbind(1)
+        curved = curvature > torch.finfo(steps.dtype).eps * (length * bend).sqrt()
+        if not bool(curved.any()):
+            return  # the slot remains free
+        pairs /= curvature.sqrt()[:, None, None]
+        if not bool(curved.all()):
+            pairs[~curved] = 0.0
+        each = curved[:, None, None]
+        self._factors = torch.where(
+            each, (curvature / bend)[:, None, None], self._factors
+        )
+        self.known = self.known | curved
+        self._products[:, :slot, slot : slot + 1] = torch.bmm(
+            self._pairs[:, :slot, 0], pairs[:, 1, :, None]
+        )
+        self._used += 1
 
-    def apply(self, vector: Tensor) -> Tensor:
-        """Return the inverse Hessian times the vector [d]."""
-        weights = []
-        for step, change, inverse in reversed(self._pairs):
-            weight = inverse * float(step @ vector)
-            vector = vector - weight * change
-            weights.append(weight)
-        vector = self._factor * self.scale**2 * vector
-        for (step, change, inverse), weight in zip(
-            self._pairs, reversed(weights), strict=True
-        ):
-            vector = vector + (weight - inverse * float(change @ vector)) * step
-        return vector
+    def _move(self) -> None:
+        """Move the last pairs to the front."""
+        kept = self._size - 1
+        self._pairs[:, :kept] = self._pairs[:, -kept:]
+        self._products[:, :kept, :kept] = self._products[:, -kept:, -kept:]
+        self._used = kept
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Return the inverse Hessians times vectors [n, d]."""
+        last = slice(max(0, self._used - self._size), self._used)
+        steps, changes = self._pairs[:, last].unbind(2)
+        products = self._products[:, last, last]
+        columns = (self.scale * vectors)[:, :, None]
+        first = solve_triangular(
+            products, torch.bmm(steps, columns), upper=True, unitriangular=True
+        )
+        columns = self._factors * torch.baddbmm(columns, changes.mT, first, alpha=-1)
+        second = solve_triangular(
+            products.mT,
+            torch.baddbmm(first, changes, columns, alpha=-1),
+            upper=False,
+            unitriangular=True,
+        )
+        columns = torch.baddbmm(columns, steps.mT, second)
+        return self.scale * columns[:, :, 0]

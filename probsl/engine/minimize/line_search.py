@@ -1,14 +1,21 @@
-"""A line search for the Wolfe conditions."""
+"""Line searches: for the Wolfe conditions, and within an orthant of a penalty."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from probsl.engine.minimize.descent import Descent, is_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = ["DECREASE", "STEEPNESS", "orthant_search", "wolfe_search"]
+
+# Constants of the Armijo and the Wolfe condition.
+DECREASE, STEEPNESS = 1e-4, 0.9
 
 
 def wolfe_search(
@@ -47,14 +54,14 @@ def wolfe_search(
         slope_t = float(gradient @ direction)
         finite = is_finite(value, gradient)
         change = value - descent.value
-        decreases = change <= 1e-4 * t * start or (
-            change <= descent.noise and slope_t <= 0.9998 * abs(start)
+        decreases = change <= DECREASE * t * start or (
+            change <= descent.noise and slope_t <= (1 - 2 * DECREASE) * abs(start)
         )
         if finite and decreases and not descent.believes(x, value, gradient):
             finite = False
         if finite and decreases:
             best = (x, value, gradient)
-            if slope_t >= 0.9 * start or t >= 1e4 * first:
+            if slope_t >= STEEPNESS * start or t >= 1e4 * first:
                 break
             previous, slope_before = low, slope_low
             low, value_low, slope_low = t, value, slope_t
@@ -87,3 +94,34 @@ def between(width: float, rise: float, slope: float, slope_end: float) -> float:
             t = width * (1 - (slope_end + math.sqrt(root) - first) / bottom)
             return min(max(t, 0.1 * width), 0.9 * width)
     return width / 2
+
+
+def orthant_search(
+    descent: Descent, direction: Tensor, slope: Tensor, first: float
+) -> tuple[tuple[Tensor, float, Tensor] | None, bool]:
+    """Search a line, projected onto the orthant, for a lower point.
+
+    Parameters and results are those of `wolfe_search`.
+    """
+    l1 = descent.landscape.l1
+    assert l1 is not None
+    orthant = l1.orthant(descent.x, slope)
+    t, hit_nonfinite = first, False
+    for _ in range(60):
+        x = l1.projected(descent.x + t * direction, orthant)
+        value, gradient = descent.landscape.slope(x)
+        if is_finite(value, gradient):
+            hit_nonfinite = False
+            if torch.equal(x, descent.x):
+                break
+            expected = float(slope @ (x - descent.x))
+            low = value - descent.value <= DECREASE * expected
+            if low and descent.believes(x, value, gradient):
+                return (x, value, gradient), False
+            if -expected < 1e-3 * descent.noise:
+                break
+            t *= 0.5
+        else:
+            hit_nonfinite = True
+            t *= 0.1
+    return None, hit_nonfinite

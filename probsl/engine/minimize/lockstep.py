@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,161 +12,204 @@ from torch import Tensor
 from probsl.engine.minimize.curvature import curvature_scale
 from probsl.engine.minimize.descent import array
 from probsl.engine.minimize.landscape import Landscape
+from probsl.engine.minimize.limited_memory import LimitedMemory
+from probsl.engine.minimize.line_search import DECREASE, STEEPNESS
+from probsl.engine.minimize.minimum import Minima
 from probsl.engine.minimize.vectorized import each_tensor, single, slopes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Lockstep", "Many"]
+    from probsl.engine.minimize.l1_penalty import L1Penalty
+    from probsl.engine.minimize.search_options import SearchOptions
+
+__all__ = ["Lockstep"]
 
 # Consecutive small steps that end a search.
 CALM = 2
-# Steps to remember, and trials along one line before it is given up.
-MEMORY, TRIALS = 15, 20
-# Up to this many coordinates, the Hessian gives the units.
-HESSIAN_LIMIT = 300
-# Constants of the Armijo and Wolfe conditions.
-DECREASE, STEEPNESS = 1e-4, 0.9
+# Updates to remember, some of which are of other searches only, and trials along one
+# line before it is given up.
+MEMORY, TRIALS = 20, 20
 
 
-@dataclass(frozen=True, eq=False)
-class Many:
-    """The results of many minimizations.
+@dataclass(eq=False)
+class Lines:
+    """The line that each active search is on, and its state [k, ...] there.
 
     Attributes
     ----------
-    x
-        Best point of each [k, d].
-    values
-        Objective there [k], penalty included; NaN or infinite if the start was bad.
-    settled
-        Whether each [k] reached a point where a step gains less than the tolerance.
-    history
-        Objective of each at the start and after each round [rounds + 1, k].
-    rounds
-        Rounds until each ended [k].
-    interrupted
-        Whether the callback or a keyboard interrupt stopped them all.
+    x, values, gradients
+        The start of the line, the objective there with the penalty, and its gradient
+        without it.
+    slopes
+        The gradient there, or the pseudo-gradient if there is a penalty.
+    directions, along
+        The direction of the line, and the directional derivative at its start.
+    t, low, high
+        The next step length, and the bracket in which the best one lies.
+    tries
+        Number of trial points on the line.
+    calm
+        Number of consecutive small steps.
     """
 
     x: Tensor
     values: Tensor
-    settled: Tensor
-    history: Tensor
-    rounds: Tensor
-    interrupted: bool = False
+    gradients: Tensor
+    slopes: Tensor
+    directions: Tensor
+    along: Tensor
+    t: Tensor
+    low: Tensor
+    high: Tensor
+    tries: Tensor
+    calm: Tensor
+
+    @classmethod
+    def at(cls, x: Tensor, values: Tensor, gradients: Tensor) -> Lines:
+        """Return the state at points from which no search has a direction yet."""
+        zero, none = torch.zeros_like(x), torch.zeros_like(values)
+        count = torch.zeros_like(values, dtype=torch.long)
+        return cls(
+            x, values, gradients, zero, zero, none, none, none, none, count, count
+        )
+
+    def of(self, chosen: Tensor) -> Lines:
+        """Return the state of some searches."""
+        return Lines(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def replace(self, where: Tensor, **values: Tensor | float) -> None:
+        """Replace some of the state of those searches for which a mask is true."""
+        for name, value in values.items():
+            old = getattr(self, name)
+            mask = where[:, None] if old.dim() == 2 else where
+            setattr(self, name, torch.where(mask, value, old))
+
+    def move_along(
+        self, low: Tensor, finite: Tensor, rise: Tensor, end: Tensor
+    ) -> None:
+        """Choose the next point of each line by bracketing and a parabola within.
+
+        Parameters
+        ----------
+        low
+            Whether the last trial [k] was low enough.
+        finite
+            Whether it was finite.
+        rise, end
+            The change of the objective, and the directional derivative there.
+        """
+        t = self.t
+        self.replace(low, low=t)
+        self.replace(~low, high=t)
+        width = self.high - self.low
+        # The parabola through the start, with its derivative, and this point.
+        bottom = -self.along * t * t / (2 * (rise - t * self.along))
+        inside = torch.maximum(bottom, self.low + 0.1 * width)
+        inside = torch.minimum(inside, self.low + 0.5 * width)
+        inside = torch.where(finite, inside, self.low + 0.1 * width)
+        inside = torch.where(inside.isfinite(), inside, self.low + 0.5 * width)
+        # Beyond: where the extrapolated directional derivative would vanish.
+        bend = (end - self.along) / t
+        beyond = torch.where(bend > 0, t - end / bend, 4 * t)
+        beyond = torch.maximum(2 * t, torch.minimum(beyond, 10 * t))
+        self.t = torch.where(self.high.isinf(), beyond, inside)
 
 
 class Lockstep:
-    """The state of all searches; tensors without an axis of k are for active ones."""
+    """The state of all searches, and of the lines of those that are active."""
 
     def __init__(
         self,
         objective: Callable[..., Tensor],
         starts: Tensor,
         extra: Any,
-        *,
-        tolerance: float | None,
-        l1: tuple[Tensor, Tensor] | None,
+        options: SearchOptions,
+        l1: L1Penalty | None,
     ) -> None:
-        self._objective, self._extra, self._l1 = objective, extra, l1
-        precision = torch.finfo(starts.dtype).eps
-        default = max(1e-9, precision**0.75)
-        self._tolerance = default if tolerance is None else tolerance
-        self._precision = precision
-        self._all_x = starts.detach().clone()
-        self._all_values = starts.new_full((len(starts),), math.nan)
-        self.settled = torch.zeros(len(starts), dtype=torch.bool, device=starts.device)
-        self._rounds = torch.zeros(len(starts), dtype=torch.long, device=starts.device)
-        self._history: list[Tensor] = []
+        self._objective, self._extra = objective, extra
+        self._l1 = None if l1 is None else l1.to(starts)
+        self._precision = torch.finfo(starts.dtype).eps
+        default = max(1e-9, self._precision**0.75)
+        self._tolerance = default if options.tolerance is None else options.tolerance
+        self._newton_limit = options.newton_limit
+        self._x = starts.detach().clone()
+        self._values = starts.new_full((len(starts),), math.nan)
+        self.converged = torch.zeros_like(self._values, dtype=torch.bool)
+        self._steps = torch.zeros_like(self._values, dtype=torch.long)
+        self._losses: list[Tensor] = []
         self.active = torch.arange(len(starts), device=starts.device)
         self.round = 0
-        self._unit = torch.ones_like(starts[0])
 
     def begin(self) -> None:
         """Evaluate the initial points; searches with nonfinite values end there."""
-        x = self._all_x
-        values, gradients = self._slopes(x)
-        self._all_values = values
-        self._history.append(values.clone())
-        self._unit = self._measured(x[0])
-        size = (len(x), MEMORY, x.shape[1])
-        self._steps, self._changes = x.new_zeros(size), x.new_zeros(size)
-        self._inverses = x.new_zeros(size[:2])
-        self._factors = x.new_ones(len(x))
-        self._x, self._values, self._gradients = x.clone(), values, gradients
-        self._directions, self._slopes_along = torch.zeros_like(x), x.new_zeros(len(x))
-        self._t, self._low, self._high = (x.new_zeros(len(x)) for _ in range(3))
-        self._tries = torch.zeros_like(self.active)
-        self._calm = torch.zeros_like(self.active)
-        self._keep(values.isfinite() & gradients.isfinite().all(1))
+        self._values, gradients = self._slopes(self._x)
+        self._losses.append(self._values.clone())
+        unit = self._measured(self._x[0])
+        self._memory = LimitedMemory(unit, len(self._x), MEMORY)
+        self._lines = Lines.at(self._x.clone(), self._values.clone(), gradients)
+        self._keep(self._values.isfinite() & gradients.isfinite().all(1))
         self._aim(torch.ones_like(self.active, dtype=torch.bool))
 
     def advance(self) -> None:
         """Try one point for each search; accept it if it is good."""
         self.round += 1
-        self._rounds[self.active] = self.round
-        trial = self._x + self._t[:, None] * self._directions
-        if self._l1 is not None:
-            trial = self._within_orthant(trial)
-        values, gradients = self._slopes(trial)
+        self._steps[self.active] = self.round
+        lines, l1 = self._lines, self._l1
+        x = lines.x + lines.t[:, None] * lines.directions
+        expected = lines.t * lines.along
+        if l1 is not None:
+            orthant = l1.orthant(lines.x, lines.slopes)
+            x = l1.projected(x, orthant)
+            expected = (lines.slopes * (x - lines.x)).sum(1)
+        values, gradients = self._slopes(x)
         finite = values.isfinite() & gradients.isfinite().all(1)
-        along = (gradients * self._directions).sum(1)
-        change = values - self._values
-        noise = 10 * self._precision * self._values.abs().clamp(min=1.0)
-        start = self._slopes_along
-        if self._l1 is None:
-            low = change <= DECREASE * self._t * start
-            # If rounding hides the decrease, the gradient decides.
-            low |= (change <= noise) & (along.abs() <= STEEPNESS * start.abs())
-            long = (along >= STEEPNESS * start) | (self._tries >= TRIALS // 2)
-        else:
-            expected = (self._pseudo_gradients() * (trial - self._x)).sum(1)
-            low = (change <= DECREASE * expected) & (expected < 0)
-            long = torch.ones_like(low)
-        low &= finite
-        taken = low & long
-        self._tries += 1
-        self._move_along(taken, low, finite, change, along)
-        self._take(taken, trial, values, gradients)
-        self._all_x[self.active] = self._x
-        self._all_values[self.active] = self._values
-        self._history.append(self._all_values.clone())
-        stuck = ~taken & (self._tries >= TRIALS)
+        end = (gradients * lines.directions).sum(1)
+        reached, long = lines.t * end, end >= STEEPNESS * lines.along
+        if l1 is not None:  # the penalty is linear in the orthant
+            slopes = gradients + l1.weight * orthant
+            reached, long = (slopes * (x - lines.x)).sum(1), torch.ones_like(long)
+        change = values - lines.values
+        noise = 10 * self._precision * lines.values.abs().clamp(min=1.0)
+        low = change <= DECREASE * expected
+        # If rounding hides the decrease, the gradient decides.
+        low |= (change <= noise) & (reached.abs() <= STEEPNESS * expected.abs())
+        low &= finite & (expected < 0)
+        taken = low & (long | (lines.tries >= TRIALS // 2))
+        lines.tries = lines.tries + 1
+        lines.move_along(low, finite, change, end)
+        self._take(taken, x, values, gradients)
+        stuck = ~taken & (lines.tries >= TRIALS)
         # A memory misled by a kink or by rounding is cleared, once.
-        forgetful = stuck & (self._inverses[:, 0] != 0)
-        self._inverses[forgetful], self._factors[forgetful] = 0.0, 1.0
+        forgetful = stuck & self._memory.known
+        if bool(forgetful.any()):
+            self._memory.clear(forgetful)
         self._aim(taken | forgetful, lost=stuck & ~forgetful)
 
     def best(self) -> tuple[float, Tensor]:
         """Return the lowest objective and its point [d]."""
-        values = self._all_values.nan_to_num(math.inf, math.inf, math.inf)
+        values = self._values.nan_to_num(math.inf, math.inf, math.inf)
         lowest = int(values.argmin())
-        return float(self._all_values[lowest]), self._all_x[lowest].clone()
+        return float(self._values[lowest]), self._x[lowest].clone()
 
-    def ends(self, *, interrupted: bool) -> Many:
+    def minima(self, *, interrupted: bool) -> Minima:
         """Return the results."""
-        history = self._history or [self._all_values]
-        return Many(
-            self._all_x,
-            self._all_values,
-            self.settled,
-            torch.stack(history),
-            self._rounds,
-            interrupted,
+        losses = torch.stack(self._losses or [self._values])
+        return Minima(
+            self._x, self._values, self.converged, losses, self._steps, interrupted
         )
 
     def _slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return values, penalty included, and gradients without it."""
-        values, gradients = slopes_of(self._objective, x, self._mine())
-        if self._l1 is not None:
-            center, weight = self._l1
-            values = values + (weight * (x - center).abs()).sum(1)
-        return values, gradients
+        extra = self._extra
+        if extra is not None and len(x) < len(self._x):
+            extra = each_tensor(lambda tensor: tensor[self.active], extra)
+        values, gradients = slopes_of(self._objective, x, extra)
+        return values if self._l1 is None else values + self._l1.value(x), gradients
 
     def _measured(self, x: Tensor) -> Tensor:
         """Return the unit of each coordinate, measured at the first start for all."""
-        if len(x) <= HESSIAN_LIMIT:
+        if len(x) <= self._newton_limit:
             try:
                 landscape = Landscape(single(self._objective, self._extra, 0))
                 diagonal = landscape.hessian(x).diagonal()
@@ -177,43 +220,40 @@ class Lockstep:
                 pass
         return x.abs().clamp(min=1.0)
 
-    def _mine(self) -> Any:
-        """Return the extra arguments of the active searches."""
-        if self._extra is None or len(self.active) == len(self._all_x):
-            return self._extra
-        return each_tensor(lambda tensor: tensor[self.active], self._extra)
-
     def _aim(self, fresh: Tensor, lost: Tensor | None = None) -> None:
         """Give searches without a direction a new one, and end those that converged."""
-        slopes = self._pseudo_gradients()
-        directions = -self._inverse_hessian_times(slopes)
-        if self._l1 is not None:
-            wrong = (self._l1[1] > 0) & (directions * slopes >= 0)
-            directions = torch.where(wrong, 0.0, directions)
+        lines, l1, unit = self._lines, self._l1, self._memory.scale
+        slopes = lines.gradients
+        if l1 is not None:
+            slopes = l1.pseudo_gradient(lines.x, slopes)
+        directions = -self._memory.apply(slopes)
+        if l1 is not None:
+            directions = l1.aligned(directions, slopes, unit)
         along = (slopes * directions).sum(1)
         # One such step may be a bend of a curved valley; two in a row are its floor.
         small = -along / 2 < self._tolerance
-        self._calm = torch.where(
-            fresh, torch.where(small, self._calm + 1, 0), self._calm
-        )
-        done = fresh & ((self._calm >= CALM) | (small & (along == 0)))
+        calm = torch.where(small, lines.calm + 1, 0)
+        over = done = fresh & ((calm >= CALM) | (small & (along == 0)))
         if lost is not None:
             # Rounding may hide the remaining gain, but not if a search is diverging.
-            hidden = (10 * self._precision * self._values.abs()).clamp(max=1e-3)
-            done |= lost & (
-                -self._slopes_along / 2 <= hidden.clamp(min=self._tolerance)
+            hidden = (10 * self._precision * lines.values.abs()).clamp(max=1e-3)
+            done = done | (
+                lost & (-lines.along / 2 <= hidden.clamp(min=self._tolerance))
             )
-        self.settled[self.active[done]] = True
-        length = (directions / self._unit).norm(dim=1)
-        known = self._inverses[:, 0] != 0
-        first = torch.where(known, 1.0, (1 / length).clamp(max=1.0))
-        self._directions = torch.where(fresh[:, None], directions, self._directions)
-        self._slopes_along = torch.where(fresh, along, self._slopes_along)
-        self._t = torch.where(fresh, first, self._t)
-        self._low = torch.where(fresh, 0.0, self._low)
-        self._high = torch.where(fresh, math.inf, self._high)
-        self._tries = torch.where(fresh, 0, self._tries)
-        over = done if lost is None else done | lost
+            over = done | lost
+        self.converged[self.active[done]] = True
+        first = (1 / (directions / unit).norm(dim=1)).clamp(max=1.0)
+        lines.replace(
+            fresh,
+            slopes=slopes,
+            directions=directions,
+            along=along,
+            t=torch.where(self._memory.known, 1.0, first),
+            low=0.0,
+            high=math.inf,
+            tries=0,
+            calm=calm,
+        )
         if bool(over.any()):
             self._keep(~over)
 
@@ -221,119 +261,21 @@ class Lockstep:
         """Keep some of the active searches."""
         if bool(chosen.all()):
             return
-        self.active = self.active[chosen]
-        for name in _STATE:
-            setattr(self, name, getattr(self, name)[chosen])
-
-    def _move_along(
-        self,
-        taken: Tensor,
-        low: Tensor,
-        finite: Tensor,
-        change: Tensor,
-        along: Tensor,
-    ) -> None:
-        """Choose the next point of each line by bracketing and a parabola within."""
-        t = self._t
-        self._low = torch.where(low & ~taken, t, self._low)
-        self._high = torch.where(low, self._high, t)
-        width = self._high - self._low
-        # The parabola through the start, with its derivative, and this point.
-        curved = 2 * (change - t * self._slopes_along)
-        bottom = -self._slopes_along * t * t / curved
-        inside = torch.maximum(bottom, self._low + 0.1 * width)
-        inside = torch.minimum(inside, self._low + 0.5 * width)
-        inside = torch.where(finite, inside, self._low + 0.1 * width)
-        inside = torch.where(inside.isfinite(), inside, self._low + 0.5 * width)
-        # Beyond: where the extrapolated directional derivative would vanish.
-        bend = (along - self._slopes_along) / t
-        beyond = torch.where(bend > 0, t - along / bend, 4 * t)
-        beyond = torch.maximum(2 * t, torch.minimum(beyond, 10 * t))
-        self._t = torch.where(self._high.isinf(), beyond, inside)
+        self.active, self._lines = self.active[chosen], self._lines.of(chosen)
+        self._memory.keep(chosen)
+        if self._l1 is not None:
+            self._l1 = self._l1.of(chosen)
 
     def _take(
         self, taken: Tensor, x: Tensor, values: Tensor, gradients: Tensor
     ) -> None:
         """Accept the good steps, and remember them."""
-        step = torch.where(taken[:, None], x - self._x, 0.0)
-        change = torch.where(taken[:, None], gradients - self._gradients, 0.0)
-        curvature = (step * change).sum(1)
-        scaled = self._unit * change
-        bend = (scaled * scaled).sum(1)
-        reach = ((step / self._unit) ** 2).sum(1)
-        curved = curvature > self._precision * (bend * reach).sqrt()
-        if bool(curved.any()):
-            inverse = torch.where(curved, 1 / curvature, 0.0)
-            each, row = curved[:, None, None], curved[:, None]
-            self._steps = torch.where(each, _pushed(self._steps, step), self._steps)
-            self._changes = torch.where(
-                each, _pushed(self._changes, change), self._changes
-            )
-            self._inverses = torch.where(
-                row, _pushed(self._inverses, inverse), self._inverses
-            )
-            self._factors = torch.where(curved, curvature / bend, self._factors)
-        self._x = torch.where(taken[:, None], x, self._x)
-        self._values = torch.where(taken, values, self._values)
-        self._gradients = torch.where(taken[:, None], gradients, self._gradients)
-
-    def _inverse_hessian_times(self, vectors: Tensor) -> Tensor:
-        """Return the L-BFGS inverse Hessians times vectors [k, d], latest step first.
-
-        The two-loop recursion; a missing pair has a reciprocal curvature of zero.
-        """
-        used = int((self._inverses != 0).any(0).sum()) if len(vectors) else 0
-        weights = []
-        for i in range(used):
-            inverse = self._inverses[:, i, None]
-            weight = inverse * (self._steps[:, i] * vectors).sum(1, keepdim=True)
-            vectors = vectors - weight * self._changes[:, i]
-            weights.append(weight)
-        vectors = self._factors[:, None] * self._unit**2 * vectors
-        for i in reversed(range(used)):
-            inverse = self._inverses[:, i, None]
-            back = inverse * (self._changes[:, i] * vectors).sum(1, keepdim=True)
-            vectors = vectors + (weights[i] - back) * self._steps[:, i]
-        return vectors
-
-    def _pseudo_gradients(self) -> Tensor:
-        """Return the steepest one-sided derivatives; without a penalty, gradients."""
-        if self._l1 is None:
-            return self._gradients
-        center, weight = self._l1
-        side, gradients = torch.sign(self._x - center), self._gradients
-        within = torch.sign(gradients) * (gradients.abs() - weight).clamp(min=0.0)
-        return torch.where(side == 0, within, gradients + weight * side)
-
-    def _within_orthant(self, trial: Tensor) -> Tensor:
-        """Stop penalized coordinates at the center if they would cross it."""
-        assert self._l1 is not None
-        center, weight = self._l1
-        offset = self._x - center
-        orthant = torch.sign(offset)
-        orthant = torch.where(offset == 0, self._directions.sign(), orthant)
-        outside = (weight > 0) & ((trial - center) * orthant <= 0)
-        return torch.where(outside, center, trial)
-
-
-_STATE = (
-    "_x",
-    "_values",
-    "_gradients",
-    "_directions",
-    "_slopes_along",
-    "_t",
-    "_low",
-    "_high",
-    "_tries",
-    "_calm",
-    "_steps",
-    "_changes",
-    "_inverses",
-    "_factors",
-)
-
-
-def _pushed(rows: Tensor, first: Tensor) -> Tensor:
-    """Insert a row before the others [k, rows, ...], and drop the last one."""
-    return torch.cat([first[:, None], rows[:, :-1]], 1)
+        lines, each = self._lines, taken[:, None]
+        self._memory.update(
+            torch.where(each, x - lines.x, 0.0),
+            torch.where(each, gradients - lines.gradients, 0.0),
+        )
+        lines.replace(taken, x=x, values=values, gradients=gradients)
+        self._x[self.active] = lines.x
+        self._values[self.active] = lines.values
+        self._losses.append(self._values.clone())

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from probsl.engine.minimize.lockstep import Lockstep, Many
+from probsl.engine.minimize.lockstep import Lockstep
+from probsl.engine.minimize.search_options import SearchOptions
 from probsl.engine.minimize.vectorized import vectorizes
 from probsl.isolation.calls import Snapshot
 
@@ -21,23 +22,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Many", "minimize_many", "vectorizes"]
+    from probsl.engine.minimize.l1_penalty import L1Penalty
+    from probsl.engine.minimize.minimum import Minima
+
+__all__ = ["minimize_many", "vectorizes"]
 
 # Minimum number of rounds for each search, however few the others took.
 FEWEST = 20
+_DEFAULT = SearchOptions()
 
 
 def minimize_many(
     objective: Callable[..., Tensor],
     starts: Tensor,
     extra: Any = None,
+    options: SearchOptions = _DEFAULT,
     *,
-    tolerance: float | None = None,
-    max_steps: int = 1000,
     patience: float = math.inf,
-    l1: tuple[Tensor, Tensor] | None = None,
+    l1: L1Penalty | None = None,
     callback: Callable[[int, float, Tensor], bool | None] | None = None,
-) -> Many:
+) -> Minima:
     """Minimize a function from many starts, or many functions, in lockstep.
 
     Parameters
@@ -50,24 +54,22 @@ def minimize_many(
     extra
         Tensors in any nesting of tuples, lists and dicts, each with k entries along its
         first axis: the arguments in which the k problems differ.
-    tolerance
-        Predicted gain of the next step at which a search ends; None: 1e-9, or the 3/4
-        power of the machine precision if that is larger.
-    max_steps
-        Maximum number of rounds.
+    options
+        When to stop, and up to how many coordinates a Hessian gives their units. The
+        default tolerance is 1e-9, or the 3/4 power of the machine precision if that is
+        larger; a step is a round.
     patience
         Once half have converged, the others get this many times the rounds those took,
         but at least 20; searches that lag behind are often on an infinite tail.
     l1
-        Center and weight of a penalty ``sum(weight * abs(x - center))``, as in
-        `probsl.engine.minimize.minimize.minimize`.
+        A penalty, the same for all searches or one per search.
     callback
         Called after each round with its number, the best objective so far and its
         point. Returning True ends the search, like a keyboard interrupt.
 
     Returns
     -------
-    Many
+    Minima
         The result of each search.
 
     Notes
@@ -91,9 +93,9 @@ def minimize_many(
     tensor([[1., 2.],
             [3., 4.]])
     """
-    lockstep = Lockstep(objective, starts, extra, tolerance=tolerance, l1=l1)
+    lockstep = Lockstep(objective, starts, extra, options, l1)
     interrupted = False
-    limit: float = max_steps
+    limit: float = options.max_steps
     before = Snapshot()
     try:
         lockstep.begin()
@@ -101,9 +103,10 @@ def minimize_many(
             lockstep.advance()
             if callback is not None and callback(lockstep.round, *lockstep.best()):
                 raise KeyboardInterrupt  # handled like an interrupt by the user
-            if limit == max_steps and 2 * int(lockstep.settled.sum()) >= len(starts):
+            half = 2 * int(lockstep.converged.sum()) >= len(starts)
+            if half and limit == options.max_steps:
                 limit = min(limit, max(FEWEST, patience * lockstep.round))
     except KeyboardInterrupt as error:
         before.recover(error)
         interrupted = True
-    return lockstep.ends(interrupted=interrupted)
+    return lockstep.minima(interrupted=interrupted)

@@ -21,9 +21,9 @@ from probsl.engine.minimize.descent import Descent, indices
 from probsl.engine.minimize.kinks import descend_kinks
 from probsl.engine.minimize.landscape import Landscape
 from probsl.engine.minimize.limited_memory import LimitedMemory
-from probsl.engine.minimize.line_search import wolfe_search
-from probsl.engine.minimize.minimum import Minimum, Verdict
-from probsl.engine.minimize.orthant import aligned, orthant_search, pseudo_gradient
+from probsl.engine.minimize.line_search import orthant_search, wolfe_search
+from probsl.engine.minimize.minimum import End, Minimum
+from probsl.engine.minimize.search_options import SearchOptions
 from probsl.engine.minimize.trust_region import finish
 from probsl.isolation.calls import Snapshot
 
@@ -32,17 +32,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Minimum", "minimize"]
+    from probsl.engine.minimize.l1_penalty import L1Penalty
+
+__all__ = ["Minimum", "SearchOptions", "minimize"]
+
+_DEFAULT = SearchOptions()
 
 
 def minimize(
     objective: Callable[[Tensor], Tensor],
     start: Tensor,
+    options: SearchOptions = _DEFAULT,
     *,
-    tolerance: float | None = None,
-    max_steps: int = 1000,
-    l1: tuple[Tensor, Tensor] | None = None,
-    newton_limit: int = 300,
+    l1: L1Penalty | None = None,
     idle: Literal["ignore", "report"] = "ignore",
     known_point: Tensor | None = None,
     callback: Callable[[int, float, Tensor], bool | None] | None = None,
@@ -57,17 +59,11 @@ def minimize(
         At bad points it may be infinite or NaN, or fail to factorize a matrix.
     start
         Initial point [d]; its dtype and device are those of the result.
-    tolerance
-        The search ends if the decrement g'H⁻¹g / 2, the predicted gain of the best
-        step, is below this; None: the 3/4 power of the machine precision.
-    max_steps
-        Maximum number of steps.
+    options
+        When to stop, and whether to use the Hessian. The default tolerance of the
+        decrement g'H⁻¹g / 2 is the 3/4 power of the machine precision.
     l1
-        Center [d] and weight [d] of a penalty ``sum(weight * abs(x - center))``; weight
-        0 means no penalty. Penalized coordinates end exactly at the center if that is
-        optimal.
-    newton_limit
-        Maximum number of coordinates for which the exact Hessian is used.
+        A penalty. Penalized coordinates end exactly at its center if that is optimal.
     idle
         How to treat coordinates that have no influence on the objective: "ignore"
         leaves them unchanged, "report" reports them as null directions.
@@ -94,8 +90,8 @@ def minimize(
     (flattening), or the objective decreases without bound. STALLED: no descent step is
     found, and none of the above holds.
 
-    Beyond `newton_limit` null directions are not searched for, and a tail is detected
-    by moving the same distance again without a rise.
+    Beyond `options.newton_limit` null directions are not searched for, and a tail is
+    detected by moving the same distance again without a rise.
 
     References
     ----------
@@ -112,39 +108,37 @@ def minimize(
     >>> minimum.ending.name, minimum.x
     ('CONVERGED', tensor([1., 1.], dtype=torch.float64))
     """
-    if l1 is not None:
-        l1 = (l1[0].to(start), l1[1].to(start))
     descent = Descent(
-        Landscape(objective, l1),
+        Landscape(objective, None if l1 is None else l1.to(start)),
         start,
-        tolerance=tolerance,
-        max_steps=max_steps,
+        tolerance=options.tolerance,
+        max_steps=options.max_steps,
         callback=callback,
     )
-    exact = len(start) <= newton_limit
+    exact = len(start) <= options.newton_limit
     before = Snapshot()
     try:
-        verdict = descent.begin()
-        if verdict is None:
+        end = descent.begin()
+        if end is None:
             descent.measure(exact=exact)
             if known_point is not None and not torch.equal(known_point, descent.x):
                 there = (known_point, *descent.landscape.slope(known_point))
                 if descent.believes(*there, careful=True):
                     descent.accept(*there)
-            verdict = descend(descent, rough=exact)
+            end = descend(descent, rough=exact)
             if exact:
-                verdict = finish(descent, descend_anyhow)
-            elif verdict.ending is Ending.CONVERGED and l1 is None:
-                verdict = go_as_far_again(descent, start)
+                end = finish(descent, descend_anyhow)
+            elif end.ending is Ending.CONVERGED and l1 is None:
+                end = go_as_far_again(descent, start)
     except KeyboardInterrupt as error:
         before.recover(error)
-        verdict = Verdict(Ending.INTERRUPTED)
+        end = End(Ending.INTERRUPTED)
     if idle == "report":
-        verdict = with_idle(descent, verdict)
-    return descent.minimum(verdict)
+        end = with_idle(descent, end)
+    return descent.minimum(end)
 
 
-def descend(descent: Descent, *, rough: bool) -> Verdict:
+def descend(descent: Descent, *, rough: bool) -> End:
     """Minimize by L-BFGS, Nocedal and Wright (2006), algorithm 7.5.
 
     With a penalty, its orthant-wise form: Andrew and Gao (2007), "Scalable training of
@@ -152,53 +146,56 @@ def descend(descent: Descent, *, rough: bool) -> Verdict:
     anything that takes many steps, to `finish`: a Hessian costs about d gradients, so a
     few Newton steps are cheaper than many steps here, and more reliable.
     """
-    smooth = descent.landscape.l1 is None
+    l1 = descent.landscape.l1
+    search = wolfe_search if l1 is None else orthant_search
     memory = LimitedMemory(descent.unit)
     convergence = ConvergenceTest(descent, needed=3, patience=10)
     tolerance = math.sqrt(descent.tolerance) if rough else descent.tolerance
     budget = len(descent.x) // 3 if rough else math.inf
     while not descent.spent and len(descent.losses) <= budget:
-        slope = descent.gradient if smooth else pseudo_gradient(descent)
-        direction = -memory.apply(slope)
-        if not smooth:
-            direction = aligned(descent, direction, slope)
+        slope = descent.gradient
+        if l1 is not None:
+            slope = l1.pseudo_gradient(descent.x, slope)
+        direction = -memory.apply(slope[None])[0]
+        if l1 is not None:
+            direction = l1.aligned(direction, slope, descent.unit)
         gain = -float(slope @ direction) / 2
         if rough and gain < tolerance:
             break
-        verdict = descent.unbounded() or convergence.judge(
-            direction, descent.unit, gain
-        )
-        if verdict is not None:
-            return verdict
+        end = descent.unbounded() or convergence.judge(direction, descent.unit, gain)
+        if end is not None:
+            return end
         length = float((direction / descent.unit).norm())
-        first = 1.0 if len(memory) else min(1.0, 1 / max(length, 1e-300))
-        search = wolfe_search if smooth else orthant_search
+        known = bool(memory.known)
+        first = 1.0 if known else min(1.0, 1 / max(length, 1e-300))
         found, hit_nonfinite = search(descent, direction, slope, first)
         worth = max(descent.tolerance, descent.noise)
         if hit_nonfinite and found is not None and descent.value - found[1] <= worth:
             found = None  # it would creep along the boundary forever
         if found is not None:
-            memory.update(found[0] - descent.x, found[2] - descent.gradient)
+            moved, bent = found[0] - descent.x, found[2] - descent.gradient
+            memory.update(moved[None], bent[None])
             descent.accept(*found)
-        elif len(memory):
-            memory.clear()  # it may have been misled by a kink or by rounding
+        elif known:
+            memory.clear(
+                memory.known
+            )  # it may have been misled by a kink or by rounding
         else:
+            end = descent.ends_at_nonfinite() if hit_nonfinite else None
             low = gain <= max(tolerance, descent.noise)
-            end = (
-                descent.ends_at_nonfinite() if hit_nonfinite else None
-            ) or convergence.tail()
-            return end or Verdict(Ending.CONVERGED if low else Ending.STALLED)
-    return Verdict(Ending.MAX_STEPS)
+            otherwise = Ending.CONVERGED if low else Ending.STALLED
+            return end or convergence.tail() or End(otherwise)
+    return End(Ending.MAX_STEPS)
 
 
-def descend_anyhow(descent: Descent) -> Verdict:
+def descend_anyhow(descent: Descent) -> End:
     """Minimize without a Hessian, with the nonsmooth method if that stalls."""
-    verdict = descend(descent, rough=False)
-    stalled = verdict.ending is Ending.STALLED
-    return descend_kinks(descent) if stalled else verdict
+    end = descend(descent, rough=False)
+    stalled = end.ending is Ending.STALLED
+    return descend_kinks(descent) if stalled else end
 
 
-def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:
+def go_as_far_again(descent: Descent, start: Tensor) -> End:
     """Judge an end without a Hessian, by whether the objective rises beyond it.
 
     Beyond the minimum of a quadratic it rises by as much as it fell before; on a tail
@@ -208,8 +205,8 @@ def go_as_far_again(descent: Descent, start: Tensor) -> Verdict:
         way = descent.x - origin
         if leads_down(descent, way):
             far = way.abs() > way.abs().max() / 2
-            return Verdict(Ending.UNBOUNDED, indices(far), flattening=True)
-    return Verdict(Ending.CONVERGED)
+            return End(Ending.UNBOUNDED, indices(far), flattening=True)
+    return End(Ending.CONVERGED)
 
 
 def leads_down(descent: Descent, way: Tensor) -> bool:
@@ -222,17 +219,17 @@ def leads_down(descent: Descent, way: Tensor) -> bool:
     return rise(-1.0) > 1e3 * noise and all(rise(s) <= noise for s in (0.25, 0.5, 1.0))
 
 
-def with_idle(descent: Descent, verdict: Verdict) -> Verdict:
+def with_idle(descent: Descent, end: End) -> End:
     """Add the coordinates without influence to the null directions of a minimum."""
-    if verdict.ending not in (Ending.CONVERGED, Ending.UNIDENTIFIED):
-        return verdict
+    if end.ending not in (Ending.CONVERGED, Ending.UNIDENTIFIED):
+        return end
     descent.noticed()
     size = len(descent.x)
     idle = np.delete(np.arange(size), descent.influential)
     if not len(idle):
-        return verdict
+        return end
     null = np.eye(size)[:, idle]
-    if verdict.null_space is not None:
-        null = np.hstack([verdict.null_space, null])
-    named = sorted({*verdict.coordinates, *idle.tolist()})
-    return Verdict(Ending.UNIDENTIFIED, tuple(named), null_space=null)
+    if end.null_space is not None:
+        null = np.hstack([end.null_space, null])
+    named = sorted({*end.coordinates, *idle.tolist()})
+    return End(Ending.UNIDENTIFIED, tuple(named), null_space=null)

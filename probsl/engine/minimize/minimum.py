@@ -1,4 +1,4 @@
-"""Results of a minimization."""
+"""Results of minimizations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from probsl.engine.ending import Ending
+
+__all__ = ["End", "Minima", "Minimum"]
+
+
+class End(NamedTuple):
+    """An ending and its details; see `Minimum`."""
+
+    ending: Ending
+    coordinates: tuple[int, ...] = ()
+    flattening: bool = False
+    null_space: NDArray[np.float64] | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +68,29 @@ class Minimum:
     hidden: bool = False
 
 
-class Verdict(NamedTuple):
-    """An ending and its details; see `Minimum`."""
+@dataclass(frozen=True, eq=False)
+class Minima:
+    """The results of minimizations in lockstep.
 
-    ending: Ending
-    coordinates: tuple[int, ...] = ()
-    flattening: bool = False
-    null_space: NDArray[np.float64] | None = None
-    hidden: bool = False
+    Attributes
+    ----------
+    x
+        Best point of each [n, d].
+    values
+        Objective there [n], penalty included; NaN or infinite if the start was bad.
+    converged
+        Whether each [n] reached a point where a step gains less than the tolerance.
+    losses
+        Objective of each at the start and after each round [rounds + 1, n].
+    steps
+        Rounds until each ended [n].
+    interrupted
+        Whether the callback or a keyboard interrupt stopped them all.
+    """
+
+    x: Tensor
+    values: Tensor
+    converged: Tensor
+    losses: Tensor
+    steps: Tensor
+    interrupted: bool = False

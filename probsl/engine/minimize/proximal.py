@@ -1,11 +1,9 @@
 """Steps for an absolute-value penalty, which make coordinates exactly zero.
 
 The penalty ``sum(weight * abs(x - center))`` has a kink at the center, at which Newton
-and L-BFGS steps stall. `orthant_search` and related functions make an L-BFGS step that
-stays in one orthant, where the penalty is linear (Andrew and Gao 2007, OWL-QN).
-`ProximalModel` adds the exact penalty to a quadratic model of the rest, and finds the
-exact minimum of the sum (Lee, Sun and Saunders 2014, "Proximal Newton-type methods for
-minimizing composite functions", SIAM J. Optim. 24).
+steps stall. `ProximalModel` adds the exact penalty to a quadratic model of the rest,
+and finds the exact minimum of the sum (Lee, Sun and Saunders 2014, "Proximal
+Newton-type methods for minimizing composite functions", SIAM J. Optim. 24).
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ import torch
 
 from probsl.engine.minimize.curvature import Spectrum, curvature_scale
 from probsl.engine.minimize.descent import array
-from probsl.engine.minimize.orthant import penalty_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     from probsl.engine.minimize.descent import Descent
+    from probsl.engine.minimize.l1_penalty import L1Penalty
 
     Array = NDArray[np.float64]
 
@@ -42,10 +40,12 @@ class ProximalModel:
     ----------
     descent
         State at the expansion point; its Hessian must be available.
+    l1
+        The penalty.
     """
 
-    def __init__(self, descent: Descent) -> None:
-        self._descent = descent
+    def __init__(self, descent: Descent, l1: L1Penalty) -> None:
+        self._descent, self._l1 = descent, l1
         free = self._free = descent.influential
         x, hessian = array(descent.x), descent.hessian
         assert hessian is not None
@@ -53,8 +53,8 @@ class ProximalModel:
         # A plateau has infinite width, but steps should not become that long.
         reach = np.minimum(self.width, np.maximum(array(descent.unit), np.abs(x)))
         scale = self._scale = reach[free]
-        center, weight = penalty_of(descent)
-        self._center, self._weight = array(center)[free], array(weight)[free] * scale
+        self._center = array(l1.center)[free]
+        self._weight = array(l1.weight)[free] * scale
         self._here = (x[free] - self._center) / scale
         self._slope = array(descent.gradient)[free] * scale
         self._hessian = hessian[np.ix_(free, free)] * scale * scale[:, None]
@@ -115,9 +115,10 @@ class ProximalModel:
 
     def residual(self, x: Tensor, gradient: Tensor) -> float:
         """Return the length of the proximal gradient step from a point [d]."""
-        here = (array(x)[self._free] - self._center) / self._scale
-        ahead = here - array(gradient)[self._free] * self._scale
-        return float(np.linalg.norm(here - shrunk(ahead, self._weight)))
+        scale = torch.ones_like(x, dtype=torch.float64)
+        scale[self._free] = torch.from_numpy(self._scale).to(x.device)
+        move = self._l1.to(scale).proximal_step(x.to(scale), gradient, scale**2)
+        return float(np.linalg.norm(array(move / scale)[self._free]))
 
     def _lowest(self, damping: float) -> Array:
         """Minimize model, penalty and a damping term, in scaled offsets."""
@@ -138,8 +139,8 @@ class ProximalModel:
         point = descent.tensor(full)
         zero = np.zeros(len(full), dtype=np.bool_)
         zero[self._free] = (end == 0) & (self._weight > 0)
-        center = penalty_of(descent)[0]
-        return torch.where(torch.from_numpy(zero).to(center.device), center, point)
+        at_center = torch.from_numpy(zero).to(point.device)
+        return torch.where(at_center, self._l1.center, point)
 
 
 def convex_part(hessian: Array, floor: float) -> Array:
@@ -149,12 +150,6 @@ def convex_part(hessian: Array, floor: float) -> Array:
         return hessian
     upward: Array = (vectors * np.maximum(np.abs(values), floor)) @ vectors.T
     return upward
-
-
-def shrunk(values: Array, weight: Array) -> Array:
-    """Return the values [d], shrunk by the weight [d]: soft thresholding."""
-    less: Array = np.sign(values) * np.maximum(np.abs(values) - weight, 0.0)
-    return less
 
 
 def quadratic_lasso(

@@ -19,7 +19,7 @@ from probsl.engine.minimize.descent import LONG_SHARE, array, is_finite
 from probsl.engine.minimize.free_directions import free_part, lower_aside
 from probsl.engine.minimize.hidden_ends import hidden_end
 from probsl.engine.minimize.kinks import cross_kinks
-from probsl.engine.minimize.minimum import Verdict
+from probsl.engine.minimize.minimum import End
 from probsl.engine.minimize.proximal import ProximalModel
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class SmoothModel:
         return float(np.linalg.norm(array(gradient)[self._free] * scale))
 
 
-def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
+def finish(descent: Descent, descend: Callable[[Descent], End]) -> End:
     """Minimize to full precision by a trust-region Newton method, and judge the end.
 
     Parameters
@@ -182,7 +182,7 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
                 descent.wary = True
                 continue
             return verdict
-        if not isinstance(end, Verdict):
+        if not isinstance(end, End):
             verdict = at_minimum(descent, end, descend)
         elif end.ending is Ending.STALLED and crossings < CROSSINGS:
             crossings += 1
@@ -192,21 +192,21 @@ def finish(descent: Descent, descend: Callable[[Descent], Verdict]) -> Verdict:
             verdict = end
         if verdict is not None:
             return verdict
-    return Verdict(Ending.STALLED)
+    return End(Ending.STALLED)
 
 
-def hidden_by_rounding(descent: Descent, end: Model | Verdict) -> Verdict | None:
+def hidden_by_rounding(descent: Descent, end: Model | End) -> End | None:
     """Judge an end by the rounding error there; None if that hides nothing."""
-    if isinstance(end, Verdict):
+    if isinstance(end, End):
         if end.ending is not Ending.STALLED:
             return None
         end = model_at(descent)
-        if isinstance(end, Verdict):
+        if isinstance(end, End):
             return None
     return hidden_end(descent, end)
 
 
-def approach(descent: Descent) -> Model | Verdict:
+def approach(descent: Descent) -> Model | End:
     """Minimize to an apparent minimum; return the model there, or another end.
 
     Nocedal and Wright (2006), algorithm 4.1 and section 4.3.
@@ -215,7 +215,7 @@ def approach(descent: Descent) -> Model | Verdict:
     radius, hit_nonfinite = 1.0, False
     while True:
         model = model_at(descent)
-        if isinstance(model, Verdict):
+        if isinstance(model, End):
             return descent.unbounded() or descent.ends_at_nonfinite() or model
         step, width = descent.tensor(model.newton), descent.tensor(model.width)
         if radius == 0:
@@ -227,7 +227,7 @@ def approach(descent: Descent) -> Model | Verdict:
             return (
                 (descent.ends_at_nonfinite() if hit_nonfinite else None)
                 or end
-                or Verdict(Ending.STALLED)
+                or End(Ending.STALLED)
             )
         if model.decrement < descent.tolerance and refine(descent, model):
             continue
@@ -237,15 +237,15 @@ def approach(descent: Descent) -> Model | Verdict:
             found = verdict.ending is Ending.CONVERGED
             return model if found else verdict
         if descent.spent:
-            return Verdict(Ending.MAX_STEPS)
+            return End(Ending.MAX_STEPS)
         radius, hit_nonfinite = advance(descent, model, radius)
         if radius < 0:
-            return Verdict(Ending.STALLED)
+            return End(Ending.STALLED)
 
 
 def at_minimum(
-    descent: Descent, model: Model, descend: Callable[[Descent], Verdict]
-) -> Verdict | None:
+    descent: Descent, model: Model, descend: Callable[[Descent], End]
+) -> End | None:
     """Classify an apparent minimum: not a minimum, one of many, or isolated.
 
     None: it is not a minimum, and the descent has left it for a lower point.
@@ -257,7 +257,7 @@ def at_minimum(
         return flat_tail
     null = model.null_space
     if not null.shape[1]:
-        return Verdict(Ending.CONVERGED)
+        return End(Ending.CONVERGED)
     # A plateau has infinite width, but steps should not become that long.
     unit = np.maximum(array(descent.unit), np.abs(array(descent.x)))
     aside = np.linalg.qr(model.width[:, None] * null / unit[:, None])[0]
@@ -267,11 +267,11 @@ def at_minimum(
         return None
     free = free_part(descent, aside, unit, descend)
     if not free.shape[1]:
-        return Verdict(Ending.CONVERGED)
+        return End(Ending.CONVERGED)
     if free.shape[1] < null.shape[1]:
         null = np.linalg.qr(unit[:, None] * free / model.width[:, None])[0]
     named = np.flatnonzero(np.linalg.norm(null, axis=1) > NAMED_SHARE)
-    return Verdict(Ending.UNIDENTIFIED, tuple(named.tolist()), null_space=null)
+    return End(Ending.UNIDENTIFIED, tuple(named.tolist()), null_space=null)
 
 
 def refine(descent: Descent, model: Model) -> bool:
@@ -296,16 +296,15 @@ def refine(descent: Descent, model: Model) -> bool:
     return True
 
 
-def model_at(descent: Descent) -> Model | Verdict:
+def model_at(descent: Descent) -> Model | End:
     """Return the model at the current point, or NONFINITE."""
     if descent.hessian is None:
         descent.hessian = descent.landscape.hessian(descent.x)
     bad = ~(np.abs(descent.hessian) < LARGEST_CURVATURE).all(axis=1)
     if bad.any():
-        return Verdict(Ending.NONFINITE, tuple(np.flatnonzero(bad).tolist()))
-    return (
-        SmoothModel(descent) if descent.landscape.l1 is None else ProximalModel(descent)
-    )
+        return End(Ending.NONFINITE, tuple(np.flatnonzero(bad).tolist()))
+    l1 = descent.landscape.l1
+    return SmoothModel(descent) if l1 is None else ProximalModel(descent, l1)
 
 
 def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]:

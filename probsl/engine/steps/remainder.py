@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probsl.engine.ending import Ending
-from probsl.engine.minimize.minimize import Minimum, minimize
+from probsl.engine.minimize.minimize import Minimum, SearchOptions, minimize
 
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 Given = Mapping[str, Tensor]
@@ -117,8 +117,7 @@ def _lowest(samples: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Minimum
     found = minimize(
         lambda y: torch.stack([s(y) for s in samples]).mean(),
         x,
-        max_steps=_NOISY_STEPS,
-        newton_limit=0,
+        SearchOptions(max_steps=_NOISY_STEPS, newton_limit=0),
     )
     if found.ending is Ending.INTERRUPTED:
         raise KeyboardInterrupt
@@ -126,7 +125,8 @@ def _lowest(samples: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Minimum
 
 
 def _exactly(objective: Callable[[Tensor], Tensor], x: Tensor) -> Remainder:
-    better = minimize(objective, x, max_steps=_EXACT_STEPS, newton_limit=_NEWTON)
+    options = SearchOptions(max_steps=_EXACT_STEPS, newton_limit=_NEWTON)
+    better = minimize(objective, x, options)
     if better.ending is Ending.INTERRUPTED:
         raise KeyboardInterrupt
     fall = better.losses[0] - better.value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probsl.engine.ending import Ending
-from probsl.engine.minimize.minimize import minimize
+from probsl.engine.minimize.minimize import SearchOptions, minimize
 from probsl.methods.guides.checks import refuse_reaching, refuse_unbounded
 from probsl.methods.guides.elbo import ELBO
 from probsl.methods.guides.forms import (
@@ -122,7 +122,7 @@ def _beginnings(target: TargetDensity, start: Start, seed: int) -> list[GuideSta
     near = GuideStart(at(x), None)
     if start is not None or len(x) > NEWTON_LIMIT:
         return [near]
-    mode = minimize(objective, x, max_steps=100)
+    mode = minimize(objective, x, SearchOptions(max_steps=100))
     if mode.ending is Ending.INTERRUPTED:
         raise KeyboardInterrupt
     if mode.ending is not Ending.CONVERGED or mode.hessian is None:
