@@ -646,8 +646,7 @@ def test_limited_memories_of_a_batch_are_those_of_bfgs():
     del updates[1]
     assert memory.known.tolist() == [True, True]
     vectors = normal(2, 4, seed=99)
-    for mine, vector_, found in zip(
-        updates, vectors, memory.apply(vectors), strict=True
-    ):
+    found = memory.apply(vectors)
+    for i, mine in enumerate(updates):
         inverse = inverse_hessian([p for p in mine[-4:] if p], scale)
         torch.testing.assert_close(found[i], inverse @ vectors[i], rtol=1e-9, atol=0)
