@@ -68,13 +68,20 @@ class L1Penalty:
         within = torch.sign(gradient) * (gradient.abs() - self.weight).clamp(min=0.0)
         return torch.where(side == 0, within, gradient + self.weight * side)
 
-    def aligned(self, direction: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
-        """Return the direction without the penalized components that go up.
+    def free(self, x: Tensor, slope: Tensor) -> Tensor:
+        """Return whether a coordinate is off the kink, or a descent leaves it."""
+        return (x != self.center) | (slope != 0)
+
+    def aligned(
+        self, x: Tensor, direction: Tensor, slope: Tensor, unit: Tensor
+    ) -> Tensor:
+        """Return the direction without the components that leave a kink upward.
 
         If what remains does not go down, the steepest descent in the units [d] of the
-        coordinates. Andrew and Gao (2007), section 3.2.
+        coordinates. Andrew and Gao (2007), section 3.2, drop all components that go up;
+        but off the kinks the penalty is linear, and such a component may be right.
         """
-        up = (self.weight > 0) & (direction * slope >= 0)
+        up = (self.weight > 0) & (x == self.center) & (direction * slope >= 0)
         kept = torch.where(up, 0.0, direction)
         downhill = (kept * slope).sum(-1, keepdim=True) < 0
         return torch.where(downhill, kept, -(unit**2) * slope)

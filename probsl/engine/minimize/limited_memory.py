@@ -86,16 +86,28 @@ class LimitedMemory:
         self._products[:, :kept, :kept] = self._products[:, -kept:, -kept:]
         self._used = kept
 
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Return the inverse Hessians times vectors [n, d]."""
+    def apply(self, vectors: Tensor, free: Tensor | None = None) -> Tensor:
+        """Return the inverse Hessians times vectors [n, d].
+
+        Parameters
+        ----------
+        vectors
+            The vectors.
+        free
+            Which coordinates [n, d] may change; None: all. The inverse is then that of
+            the Hessian of those; the others of the vectors must be zero.
+        """
         last = slice(max(0, self._used - self._size), self._used)
-        steps, changes = self._pairs[:, last].unbind(2)
-        products = self._products[:, last, last]
+        pairs, products = self._pairs[:, last], self._products[:, last, last]
+        factors = self._factors
+        if free is not None and self._used and not bool(free.all()):
+            pairs, products, factors = _restricted(pairs, free)
+        steps, changes = pairs.unbind(2)
         columns = (self.scale * vectors)[:, :, None]
         first = solve_triangular(
             products, torch.bmm(steps, columns), upper=True, unitriangular=True
         )
-        columns = self._factors * torch.baddbmm(columns, changes.mT, first, alpha=-1)
+        columns = factors * torch.baddbmm(columns, changes.mT, first, alpha=-1)
         second = solve_triangular(
             products.mT,
             torch.baddbmm(first, changes, columns, alpha=-1),
@@ -104,3 +116,20 @@ class LimitedMemory:
         )
         columns = torch.baddbmm(columns, steps.mT, second)
         return self.scale * columns[:, :, 0]
+
+
+def _restricted(pairs: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs [n, m, 2, d] of free coordinates, with products and factors."""
+    pairs = pairs * free[:, None, None]
+    steps, changes = pairs.unbind(2)
+    products = torch.bmm(steps, changes.mT)
+    curvatures = products.diagonal(dim1=1, dim2=2)
+    sizes = steps.norm(dim=2) * changes.norm(dim=2)
+    curved = curvatures > torch.finfo(pairs.dtype).eps * sizes
+    roots = torch.where(curved, curvatures.rsqrt(), 0.0)
+    pairs = pairs * roots[:, :, None, None]
+    products = products * roots[:, :, None] * roots[:, None]
+    ages = torch.arange(1, 1 + curved.shape[1], device=curved.device)
+    last = (curved * ages).argmax(1, keepdim=True)
+    bends = pairs[:, :, 1].square().sum(2).gather(1, last)
+    return pairs, products, torch.where(bends > 0, 1 / bends, 1.0)[:, :, None]

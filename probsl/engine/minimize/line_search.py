@@ -105,7 +105,7 @@ def orthant_search(
     """
     l1 = descent.landscape.l1
     assert l1 is not None
-    orthant = l1.orthant(descent.x, slope)
+    orthant, start = l1.orthant(descent.x, slope), float(slope @ direction)
     t, hit_nonfinite = first, False
     for _ in range(60):
         x = l1.projected(descent.x + t * direction, orthant)
@@ -115,10 +115,10 @@ def orthant_search(
             if torch.equal(x, descent.x):
                 break
             expected = float(slope @ (x - descent.x))
-            low = value - descent.value <= DECREASE * expected
+            low = expected < 0 and value - descent.value <= DECREASE * expected
             if low and descent.believes(x, value, gradient):
                 return (x, value, gradient), False
-            if -expected < 1e-3 * descent.noise:
+            if -t * start < 1e-3 * descent.noise:
                 break
             t *= 0.5
         else:

@@ -226,9 +226,10 @@ class Lockstep:
         slopes = lines.gradients
         if l1 is not None:
             slopes = l1.pseudo_gradient(lines.x, slopes)
-        directions = -self._memory.apply(slopes)
+        free = None if l1 is None else l1.free(lines.x, slopes)
+        directions = -self._memory.apply(slopes, free)
         if l1 is not None:
-            directions = l1.aligned(directions, slopes, unit)
+            directions = l1.aligned(lines.x, directions, slopes, unit)
         along = (slopes * directions).sum(1)
         # One such step may be a bend of a curved valley; two in a row are its floor.
         small = -along / 2 < self._tolerance

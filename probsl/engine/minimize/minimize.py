@@ -154,11 +154,13 @@ def descend(descent: Descent, *, rough: bool) -> End:
     budget = len(descent.x) // 3 if rough else math.inf
     while not descent.spent and len(descent.losses) <= budget:
         slope = descent.gradient
-        if l1 is not None:
+        if l1 is None:
+            direction = -memory.apply(slope[None])[0]
+        else:
             slope = l1.pseudo_gradient(descent.x, slope)
-        direction = -memory.apply(slope[None])[0]
-        if l1 is not None:
-            direction = l1.aligned(direction, slope, descent.unit)
+            free = l1.free(descent.x, slope)
+            direction = -memory.apply(slope[None], free[None])[0]
+            direction = l1.aligned(descent.x, direction, slope, descent.unit)
         gain = -float(slope @ direction) / 2
         if rough and gain < tolerance:
             break
