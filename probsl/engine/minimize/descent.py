@@ -13,9 +13,9 @@ from probsl.engine.ending import Ending
 from probsl.engine.minimize.curvature import curvature_scale
 from probsl.engine.minimize.minimum import End, Minimum
 from probsl.engine.minimize.rounding import (
-    LEVEL,
     ON_THE_WAY,
     SMALL,
+    doubtful,
     explained,
     rounding_at,
 )
@@ -260,7 +260,8 @@ class Descent:
         unit = torch.minimum(self.unit, step.abs())
         count = 6 if self.wary else 2 if known else 4
         places = [(x, value, gradient)]
-        if not known and abs(after) <= LEVEL * abs(before):
+        ends = self.x.new_tensor([drop - level, before, after])
+        if bool(doubtful(*ends)):
             between = [self.x + share * step for share in ON_THE_WAY]
             places += [(place, *self.landscape.slope(place)) for place in between]
         enough = SMALL * drop

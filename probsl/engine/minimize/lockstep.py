@@ -15,6 +15,7 @@ from probsl.engine.minimize.landscape import Landscape
 from probsl.engine.minimize.limited_memory import LimitedMemory
 from probsl.engine.minimize.line_search import DECREASE, STEEPNESS
 from probsl.engine.minimize.minimum import Minima
+from probsl.engine.minimize.rounding import doubtful
 from probsl.engine.minimize.vectorized import each_tensor, single, slopes_of
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Lockstep:
         low = change <= DECREASE * expected
         # If rounding hides the decrease, the gradient decides.
         low |= (change <= noise) & (reached.abs() <= STEEPNESS * expected.abs())
+        finite &= ~((-change > noise) & doubtful(-change, expected, reached))
         low &= finite & (expected < 0)
         taken = low & (long | (lines.tries >= TRIALS // 2))
         lines.tries = lines.tries + 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from probsl.engine.minimize.landscape import Landscape
 
-__all__ = ["LEVEL", "ON_THE_WAY", "SMALL", "explained", "nearby", "rounding_at"]
+__all__ = ["ON_THE_WAY", "SMALL", "doubtful", "explained", "nearby", "rounding_at"]
 
 # Units in the last place by which a point is moved, so that it rounds differently.
 PLACES = 4
@@ -128,3 +128,19 @@ def explained(drop: float, before: float, after: float) -> bool:
         Directional derivatives along the step at its start and at its end.
     """
     return abs(drop + (before + after) / 2) <= SHARE * drop
+
+
+def doubtful(drop: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Return whether decreases may lead beyond rounding errors, not to a minimum.
+
+    The gradients do not explain them, and either the end is flat, or the objective
+    rises there although it fell by more than any convex function could.
+
+    Parameters
+    ----------
+    drop, before, after
+        As for `explained`; tensors of any shape.
+    """
+    missed = (drop + (before + after) / 2).abs() > SHARE * drop
+    flat = after.abs() <= LEVEL * before.abs()
+    return missed & (flat | ((after > 0) & (drop > -before)))
