@@ -37,15 +37,13 @@ def gaussian(y, mean, log_sd):
 
 
 class Counted:
-    """An objective that counts its calls, and fails at one of them."""
+    """An objective that counts its calls."""
 
-    def __init__(self, objective, fail_at=math.inf):
-        self.objective, self.fail_at, self.calls = objective, fail_at, 0
+    def __init__(self, objective):
+        self.objective, self.calls = objective, 0
 
     def __call__(self, x):
         self.calls += 1
-        if self.calls == self.fail_at:
-            raise KeyboardInterrupt
         return self.objective(x)
 
 
@@ -510,39 +508,6 @@ def test_max_steps(max_steps, newton_limit):
     assert len(minimum.losses) == max_steps + 1
 
 
-@pytest.mark.parametrize("newton_limit", [300, 5])
-@pytest.mark.parametrize("call", range(1, 30, 4))
-def test_an_interrupt_loses_nothing(call, newton_limit):
-    counted = Counted(banana, fail_at=call)
-    start = vector(*[-1.2, 1.0] * 5)
-    minimum = minimize(counted, start, SearchOptions(newton_limit=newton_limit))
-    assert minimum.ending is Ending.INTERRUPTED
-    assert counted.calls == call
-    if call == 1:
-        assert minimum.x.tolist() == start.tolist()
-        assert minimum.steps == 0
-        return
-    assert minimum.value == min(minimum.losses) == float(banana(minimum.x))
-
-
-@pytest.mark.parametrize("newton_limit", [300, 1])
-def test_the_callback_sees_each_step_and_can_stop(newton_limit):
-    seen = []
-
-    def callback(step, value, x):
-        seen.append((step, value, x))
-        return step == 6
-
-    options = SearchOptions(newton_limit=newton_limit)
-    minimum = minimize(banana, vector(-1.2, 1.0), options, callback=callback)
-    assert minimum.ending is Ending.INTERRUPTED
-    assert [step for step, _, _ in seen] == list(range(1, 7))
-    assert [value for _, value, _ in seen] == list(minimum.losses[1:])
-    assert torch.equal(seen[-1][2], minimum.x)
-    seen[-1][2].zero_()  # what the callback gets is its own
-    assert minimum.value == float(banana(minimum.x))
-
-
 def test_other_errors_go_through():
     def objective(x):
         raise ValueError("no such site")
@@ -650,3 +615,18 @@ def test_limited_memories_of_a_batch_are_those_of_bfgs():
     for i, mine in enumerate(updates):
         inverse = inverse_hessian([p for p in mine[-4:] if p], scale)
         torch.testing.assert_close(found[i], inverse @ vectors[i], rtol=1e-9, atol=0)
+
+
+def test_a_restricted_memory_is_that_of_the_free_coordinates():
+    """Pairs restricted to some coordinates are those of a memory of these alone."""
+    curvature = torch.diag(vector(3.0, 0.2, 50.0, 1.0)) + 0.1
+    scale, free = vector(1.0, 10.0, 0.1, 2.0), torch.tensor([True, False, True, True])
+    memory, small = LimitedMemory(scale), LimitedMemory(scale[free])
+    for seed in range(5):
+        step = normal(1, 4, seed=seed)
+        memory.update(step, step @ curvature)
+        small.update(step[:, free], (step @ curvature)[:, free])
+    found = memory.apply(normal(1, 4, seed=9) * free, free[None])
+    assert found[0, 1] == 0
+    expected = small.apply(normal(1, 4, seed=9)[:, free])
+    torch.testing.assert_close(found[:, free], expected)

@@ -245,37 +245,6 @@ def test_a_thousand_columns():
     torch.testing.assert_close(minimum.x, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("call", range(2, 26, 4))
-@pytest.mark.parametrize("newton_limit", LIMITS)
-def test_an_interrupt_loses_nothing(call, newton_limit, diabetes):
-    X, y = diabetes
-    calls = 0
-
-    def objective(b):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return 0.5 * ((y - X @ b) ** 2).mean()
-
-    weight = constant(10, 0.01)
-    start = torch.ones(10).double()
-    minimum = minimize(
-        objective,
-        start,
-        l1=L1Penalty(zeros(10), weight),
-        options=SearchOptions(newton_limit=newton_limit),
-    )
-    if calls < call:
-        assert minimum.ending is Ending.CONVERGED
-    else:
-        assert minimum.ending is Ending.INTERRUPTED
-    assert minimum.value == min(minimum.losses)
-    penalty = float((weight * minimum.x.abs()).sum())
-    calls = call  # nobody interrupts any more
-    assert minimum.value == pytest.approx(float(objective(minimum.x)) + penalty)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_quadratic_lasso_is_stationary(seed):
     rng = np.random.default_rng(seed)

@@ -336,20 +336,20 @@ class Descent:
         # A copy, because a diagonal is read-only.
         return torch.tensor(values, device="cpu").to(self.x)
 
-    def minimum(self, verdict: End) -> Minimum:
+    def minimum(self, end: End) -> Minimum:
         """Return the result of the minimization."""
-        null = verdict.null_space
+        null = end.null_space
         return Minimum(
             x=self.x,
             value=self.value,
             hessian=None if self.hessian is None else self.tensor(self.hessian),
             losses=tuple(self.losses),
             steps=max(0, len(self.losses) - 1),
-            ending=verdict.ending,
-            coordinates=verdict.coordinates,
-            flattening=verdict.flattening,
+            ending=end.ending,
+            coordinates=end.coordinates,
+            flattening=end.flattening,
             null_space=None if null is None else self.tensor(null),
-            hidden=verdict.hidden,
+            hidden=end.hidden,
         )
 
 

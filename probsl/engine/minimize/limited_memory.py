@@ -121,15 +121,14 @@ class LimitedMemory:
 def _restricted(pairs: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pairs [n, m, 2, d] of free coordinates, with products and factors."""
     pairs = pairs * free[:, None, None]
-    steps, changes = pairs.unbind(2)
-    products = torch.bmm(steps, changes.mT)
+    lengths, bends = torch.linalg.vector_norm(pairs, dim=3).unbind(2)
+    products = torch.bmm(pairs[:, :, 0], pairs[:, :, 1].mT)
     curvatures = products.diagonal(dim1=1, dim2=2)
-    sizes = steps.norm(dim=2) * changes.norm(dim=2)
-    curved = curvatures > torch.finfo(pairs.dtype).eps * sizes
+    curved = curvatures > torch.finfo(pairs.dtype).eps * lengths * bends
     roots = torch.where(curved, curvatures.rsqrt(), 0.0)
-    pairs = pairs * roots[:, :, None, None]
+    pairs *= roots[:, :, None, None]
     products = products * roots[:, :, None] * roots[:, None]
     ages = torch.arange(1, 1 + curved.shape[1], device=curved.device)
     last = (curved * ages).argmax(1, keepdim=True)
-    bends = pairs[:, :, 1].square().sum(2).gather(1, last)
-    return pairs, products, torch.where(bends > 0, 1 / bends, 1.0)[:, :, None]
+    bend = (bends * roots).gather(1, last).square()
+    return pairs, products, torch.where(bend > 0, 1 / bend, 1.0)[:, :, None]
