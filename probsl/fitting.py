@@ -228,7 +228,7 @@ class Fit:
         draws = whole_number("draws", draws)
         values = self.posterior.draw(draws, seed)
         return predictive(
-            self.problem, values, self.posterior.own, data, count=draws, seed=seed + 1
+            self.problem, values, self.posterior.own, data, count=draws, seed=seed
         )
 
     def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
@@ -461,7 +461,7 @@ def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tenso
         fit.posterior.draw(count, seed),
         fit.posterior.own,
         count=count,
-        seed=seed + 1,
+        seed=seed,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from probsl.engine.steps.stochastic import minimize_stochastic
+from probsl.engine.steps import stochastic
 
 # They are run by hand, in an environment of their own.
 collect_ignore = ["benchmarks"]
@@ -56,4 +56,4 @@ def a_clock_of_its_own(monkeypatch):
     The clock decides whether steps are compiled, and on a busy machine otherwise.
     """
     clock = itertools.count(0.0, 0.5).__next__
-    monkeypatch.setitem(minimize_stochastic.__kwdefaults__, "clock", clock)
+    monkeypatch.setattr(stochastic, "clock", clock)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probsl.data.loaders import Epochs, read_batch, refuse_other_count
+from probsl.noise.streams import stream_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,15 +54,17 @@ class LoadedRows:
         visited: int | None = None,
     ) -> None:
         self.batch_size = batch_size
-        self._epochs = Epochs(loader, seed)
+        self._epochs = Epochs(loader, stream_seed(seed, "rows"))
         self._drops = bool(loader.drop_last)
         self._visited = visited or size
         self._read = read
         self._batches = self._without_end()
+        # Random states of the loader before the epoch, and batches taken since.
+        self._epoch, self._taken = self._epochs.states(), 0
 
     def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the next batches, see `probsl.engine.steps.feed.Blocks`."""
-        taken = [next(self._batches) for _ in range(steps)]
+        taken = [self._next() for _ in range(steps)]
         names = taken[0][0]
         rows = {name: torch.stack([rows[name] for rows, _ in taken]) for name in names}
         if self._visited % self.batch_size == 0:
@@ -73,10 +76,28 @@ class LoadedRows:
         weights = real.to(floats[0] if floats else torch.get_default_dtype())
         return rows, weights * (batches * self.batch_size / self._visited)
 
+    def state(self) -> dict[str, Any]:
+        """Return the position in the epoch, see `probsl.engine.steps.feed.Blocks`."""
+        return {"epoch": self._epoch, "taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to a position: the epoch is read again up to there."""
+        self._epochs.restore(state["epoch"])
+        self._batches = self._without_end()
+        self._epoch, self._taken = state["epoch"], 0
+        for _ in range(state["taken"]):
+            self._next()
+
+    def _next(self) -> tuple[dict[str, Tensor], int]:
+        batch = next(self._batches)
+        self._taken += 1
+        return batch
+
     def _without_end(self) -> Iterator[tuple[dict[str, Tensor], int]]:
         """Yield batches of one size, and how many of their rows are not padding."""
         size = self.batch_size
         while True:
+            self._epoch, self._taken = self._epochs.states(), 0
             seen, left = 0, _Left()
             for number, loaded in enumerate(self._epochs):
                 rows = read_batch(self._read, loaded, number)

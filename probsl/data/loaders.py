@@ -50,6 +50,16 @@ class Epochs:
                 return
             yield batch
 
+    def states(self) -> list[Tensor]:
+        """Return the loader's random states."""
+        return [self._state, *(state[0] for _, state in self._own)]
+
+    def restore(self, states: list[Tensor]) -> None:
+        """Return to earlier random states."""
+        self._state = states[0]
+        for (_, held), state in zip(self._own, states[1:], strict=True):
+            held[0] = state
+
     def __enter__(self) -> None:
         """Restore the loader's random state."""
         self._before = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from probsl.data.conversion import is_mapped, resident
+from probsl.noise.streams import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,7 +83,10 @@ class ShuffledRows:
         widest = max(_row_bytes(array) for array in self._arrays.values())
         block, buffer = _shape(widest, widest * size, self._arrays.values())
         self._size, self._rows = size, max(1, block // widest)
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = stream(seed, "rows")
+        self._blocks = torch.zeros(0, dtype=torch.long, device="cpu")
+        # The generator at the start of the epoch, and how many orders it gave since.
+        self._epoch, self._orders = self._generator.get_state(), 0
         # Rows are gathered from these arrays, in this order, from this position on.
         self._held = self._arrays
         self._order = torch.zeros(0, dtype=torch.long, device="cpu")
@@ -94,7 +98,6 @@ class ShuffledRows:
                 for name, array in self._arrays.items()
             }
             self._many = blocks
-            self._blocks = torch.zeros(0, dtype=torch.long, device="cpu")
 
     def take(self, steps: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the next batches, see `probsl.engine.steps.feed.Blocks`."""
@@ -102,7 +105,8 @@ class ShuffledRows:
         parts: list[dict[str, Tensor]] = []
         while wanted:
             if self._next == len(self._order):
-                self._begin()
+                self._shuffle()
+                self._fill()
             index = self._order[self._next : self._next + wanted]
             self._next += len(index)
             wanted -= len(index)
@@ -119,14 +123,31 @@ class ShuffledRows:
             return resident(array.index_select(0, index.to(array.device)), self._dtype)
         return resident(array.take(index.numpy(), axis=0), self._dtype)
 
-    def _begin(self) -> None:
-        """Start an epoch, or the next blocks of it, in a new order."""
-        count = self._size if self._rows == 1 else self._fill()
+    def state(self) -> dict[str, Any]:
+        """Return the position in the epoch, see `probsl.engine.steps.feed.Blocks`."""
+        return {"epoch": self._epoch, "orders": self._orders, "next": self._next}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to a position."""
+        self._generator.set_state(state["epoch"])
+        self._blocks, self._order = self._blocks[:0], self._order[:0]
+        for _ in range(state["orders"]):
+            self._shuffle()
+        if state["orders"]:
+            self._fill()
+        self._next = state["next"]
+
+    def _shuffle(self) -> None:
+        """Draw the order of an epoch, or of the next blocks of it."""
+        if not len(self._blocks):
+            self._epoch, self._orders = self._generator.get_state(), 0
+        self._orders += 1
+        count = self._size if self._rows == 1 else self._choose()
         self._order = torch.randperm(count, generator=self._generator, device="cpu")
         self._next = 0
 
-    def _fill(self) -> int:
-        """Read the next blocks of the epoch into the buffer; return their row count."""
+    def _choose(self) -> int:
+        """Choose the next blocks of the epoch; return their row count."""
         rows, whole = self._rows, self._size // self._rows
         if not len(self._blocks):
             blocks = math.ceil(self._size / rows)
@@ -134,16 +155,24 @@ class ShuffledRows:
                 blocks, generator=self._generator, device="cpu"
             )
         chosen, self._blocks = self._blocks[: self._many], self._blocks[self._many :]
-        full = chosen[chosen < whole]
+        self._full = chosen[chosen < whole]
         # The last block of the arrays is shorter than the others.
-        rest = self._size - whole * rows if len(full) < len(chosen) else 0
+        last = len(self._full) < len(chosen)
+        self._rest = self._size - whole * rows if last else 0
+        return len(self._full) * rows + self._rest
+
+    def _fill(self) -> None:
+        """Read the chosen blocks into the buffer, if rows are gathered from one."""
+        if self._rows == 1:
+            return
+        rows, full, rest = self._rows, self._full, self._rest
+        whole = self._size // rows
         for name, array in self._arrays.items():
             held = self._held[name]
             _copy_blocks(array, full, held[: len(full) * rows], rows)
             if rest:
                 tail = array[whole * rows :]
                 held[len(full) * rows : len(full) * rows + rest] = tail
-        return len(full) * rows + rest
 
 
 def _copy_blocks(array: Any, chosen: Tensor, into: Any, rows: int) -> None:

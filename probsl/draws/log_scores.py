@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probsl.draws.mapped import Draws, map_draws
 from probsl.draws.predictions import _kept
+from probsl.noise.streams import stream_seed
 
 if TYPE_CHECKING:
     from probsl.program.problem import Problem
@@ -51,7 +52,7 @@ def log_score_rows(
     # Some draws at a time: the log densities of all may not fit in memory.
     step, sums = max(1, _HELD_ELEMENTS // max(problem.size, 1)), []
     evaluating = problem.program.evaluating()
-    with problem.isolated(seed), torch.no_grad(), evaluating:
+    with problem.isolated(stream_seed(seed, "scores")), torch.no_grad(), evaluating:
         for start in range(0, count, step):
             part = {name: value[start : start + step] for name, value in kept.items()}
             length = min(step, count - start)

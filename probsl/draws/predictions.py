@@ -8,6 +8,7 @@ import torch
 
 from probsl.data.arguments import bind, by_name, refuse_unequal_rows
 from probsl.draws.mapped import Draws, map_draws
+from probsl.noise.streams import stream_seed
 from probsl.program.generating import Drawing, Generating
 from probsl.program.messages import is_computed, is_observation
 from probsl.program.sites import Role
@@ -67,6 +68,7 @@ def predictive(
         }
 
     evaluating = problem.program.evaluating()
+    seed = stream_seed(seed, "predictive")
     try:
         with problem.isolated(seed), torch.no_grad(), evaluating:
             return map_draws(generate, kept, count, _length(problem, arguments))
@@ -145,6 +147,7 @@ def replicates(
         sites that cannot be drawn, because their distribution has no sampler.
     """
     names = problem.sites_with_role(Role.OBSERVED)
+    seed = stream_seed(seed, "predictive")
     return _redrawn(problem, draws, own, names, count=count, seed=seed)
 
 
@@ -171,6 +174,7 @@ def prior_draws(
         that cannot be drawn: those with improper priors, and all that depend on them.
     """
     names = tuple(s.name for s in problem.latents)
+    seed = stream_seed(seed, "prior")
     draws, missing = _redrawn(problem, {}, own, names, count=count, seed=seed)
     for site in problem.latents:
         if site.name in draws and set(site.parents) & set(missing):

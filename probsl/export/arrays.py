@@ -151,7 +151,7 @@ class _Collector:
         if self._count != self._draws:
             values = self._fit.posterior.draw(self._draws, self._seed)
         drawn, missing = replicates(
-            self._problem, values, self._own, count=self._draws, seed=self._seed + 1
+            self._problem, values, self._own, count=self._draws, seed=self._seed
         )
         reason = "their distribution has no sampler"
         return self._named(drawn), _left_out(missing, reason)
@@ -161,7 +161,7 @@ class _Collector:
         latents = [s.name for s in self._problem.latents]
         try:
             drawn, missing = prior_draws(
-                self._problem, self._own, count=self._draws, seed=self._seed + 2
+                self._problem, self._own, count=self._draws, seed=self._seed
             )
         except Exception as error:
             # The program ran before; it fails here at a draw far from the data.

@@ -12,11 +12,17 @@ from torch import Tensor
 from probsl.contract import Run, Status
 from probsl.engine.ending import Ending
 from probsl.engine.steps.feed import NOISE, ROW, WEIGHTS, Feed, places_for
-from probsl.engine.steps.stochastic import StochasticMinimum, minimize_stochastic
+from probsl.engine.steps.first_order import FirstOrder
+from probsl.engine.steps.stochastic import (
+    StochasticMinimum,
+    Watch,
+    minimize_stochastic,
+)
 from probsl.isolation.calls import own_generator
 from probsl.methods.endings import named_coordinates
 from probsl.methods.progress import watching
 from probsl.methods.search import Found
+from probsl.noise.streams import stream
 from probsl.noise.vmapped import independent_draws
 
 if TYPE_CHECKING:
@@ -85,19 +91,21 @@ def search_noisily(
         )
     if obstacle and run.compile not in ("auto", False):
         warnings.warn(obstacle, UserWarning, stacklevel=2)
-    with watching(run, size, method.max_steps or NOISY_STEPS) as callback:
+    how = FirstOrder(
+        method.optimizer,
+        method.scheduler,
+        method.clip_norm,
+        max_steps=method.max_steps or NOISY_STEPS,
+        tolerance=1e-6 if method.tolerance is None else method.tolerance,
+    )
+    with watching(run, size, how.max_steps) as callback:
         settled: StochasticMinimum = minimize_stochastic(
             _drawing(objective) if obstacle else _at_step(objective),
             start,
             feed=_feed(objective, run),
-            optimizer=method.optimizer,
-            scheduler=method.scheduler,
-            clip_norm=method.clip_norm,
-            max_steps=method.max_steps or NOISY_STEPS,
-            tolerance=1e-6 if method.tolerance is None else method.tolerance,
+            how=how,
             compile=False if obstacle else run.compile,
-            callback=callback,
-            every_step=bool(run.callbacks),
+            watch=Watch(callback, every_step=bool(run.callbacks)),
             whole=_whole(objective, run),
         )
     losses = torch.tensor(settled.losses, dtype=torch.float64, device="cpu") * size
@@ -197,12 +205,17 @@ def _feed(objective: Objective, run: Run) -> Feed:
         row_bytes = sum(array.nbytes for array in first.values())
     drawn = None
     if noise is not None and noise.replayable:
-        generator = torch.Generator("cpu").manual_seed(run.seed)
         numbers = draws * noise.dimension
 
-        def drawn(steps: int) -> Tensor:
+        def drawn(steps: int, generator: torch.Generator) -> Tensor:
             flat = noise.draw(steps * draws, generator)
             return flat.reshape(steps, draws, noise.dimension)
 
     needed = row_bytes * (run.batch_size or 0) + numbers * problem.dtype.itemsize
-    return Feed(places_for(needed), blocks, drawn, problem.device)
+    return Feed(
+        places_for(needed),
+        blocks,
+        drawn,
+        generator=stream(run.seed, "noise"),
+        device=problem.device,
+    )

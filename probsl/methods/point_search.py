@@ -24,6 +24,7 @@ from probsl.methods.progress import watching
 from probsl.methods.search import Found, search_exactly
 from probsl.methods.second_look import OTHERS, look_elsewhere
 from probsl.methods.starts import feasible_start
+from probsl.noise.streams import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +146,7 @@ def _search(
 def _further_starts(objective: Objective, run: Run, count: int) -> Iterator[Tensor]:
     """Yield starts drawn uniformly from [-2, 2] in unconstrained space."""
     problem, size = objective.problem, objective.layout.size
-    generator = torch.Generator("cpu").manual_seed(run.seed + 1)
+    generator = stream(run.seed, "other starts")
     for _ in range(count):
         drawn = torch.rand(size, generator=generator, dtype=problem.dtype, device="cpu")
         yield 4 * drawn.to(problem.device) - 2

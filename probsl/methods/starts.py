@@ -12,6 +12,7 @@ from torch import Tensor
 from probsl.fitting import Fit
 from probsl.methods.options import check_latent_names
 from probsl.methods.other_starts import start_elsewhere
+from probsl.noise.streams import stream
 from probsl.program.places import start_tensor, start_value
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def start_vector(
         If a start has the wrong shape, is outside its site's support, or is
         not finite.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = stream(seed, "start")
     given = _given(start)
     own = {p.name: p for p in problem.own_parameters}
     parts = []

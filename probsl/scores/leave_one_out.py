@@ -12,6 +12,7 @@ import torch
 from probsl.contract import KnowsDensity
 from probsl.draws.mapped import map_draws
 from probsl.fitting import log_score
+from probsl.noise.streams import stream_seed
 from probsl.psis import LeaveOneOut, leave_one_out
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _densities(fit: Fit, values: Draws, seed: int) -> tuple[Tensor, Tensor]:
         return found
 
     evaluating = problem.program.evaluating()
-    with problem.isolated(seed + 1), torch.no_grad(), evaluating:
+    with problem.isolated(stream_seed(seed, "scores")), torch.no_grad(), evaluating:
         found = map_draws(densities, values, DRAWS, problem.size)
     rows = found["rows"].double()
     if not isinstance(posterior, KnowsDensity):

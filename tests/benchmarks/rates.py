@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoDelta
 
 import probsl
 from probsl.engine.steps import stochastic
+from probsl.engine.steps.stochastic import Watch
 from probsl.methods import noisy_search
 
 RATE = 1e-3
@@ -33,7 +34,7 @@ def timed_blocks() -> Iterator[list[tuple[int, float]]]:
             return False
 
         return stochastic.minimize_stochastic(
-            *arguments, **{**options, "callback": callback, "every_step": False}
+            *arguments, **{**options, "watch": Watch(callback, every_step=False)}
         )
 
     kept = noisy_search.minimize_stochastic

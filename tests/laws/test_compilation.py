@@ -20,7 +20,7 @@ from probsl.engine.compile import compiled as engine_compiled
 from probsl.engine.compile import replay
 from probsl.engine.compile.obstacles import ReplayError
 from probsl.engine.steps import step as engine
-from probsl.engine.steps.stochastic import minimize_stochastic
+from probsl.engine.steps import stochastic
 
 STEPS = 8
 METHODS = {
@@ -167,7 +167,7 @@ def seconds_a_block(monkeypatch):
 
     def seem(seconds):
         clock = itertools.count(0.0, seconds).__next__
-        monkeypatch.setitem(minimize_stochastic.__kwdefaults__, "clock", clock)
+        monkeypatch.setattr(stochastic, "clock", clock)
 
     return seem
 

@@ -18,6 +18,7 @@ import probsl
 from probsl.data.shuffled_rows import ShuffledRows
 from probsl.engine.compile import compiled
 from probsl.engine.minimize.minimize import minimize
+from probsl.engine.steps.first_order import FirstOrder
 from probsl.engine.steps.stochastic import minimize_stochastic
 from probsl.isolation.calls import isolated
 from probsl.noise.record import record
@@ -111,9 +112,9 @@ def test_searches_stay_where_their_start_is():
         return ((x - target) ** 2).sum() + (x**4).sum()
 
     def results():
-        adam = minimize_stochastic(objective, start, max_steps=300)
+        adam = minimize_stochastic(objective, start, how=FirstOrder(max_steps=300))
         other = minimize_stochastic(
-            objective, start, optimizer=torch.optim.SGD, max_steps=10
+            objective, start, how=FirstOrder(torch.optim.SGD, max_steps=10)
         )
         rows, _ = ShuffledRows({"y": target}, 2, 1, seed=0).take(5)
         drawn = standardized(noise, 8, seed=0)

@@ -17,6 +17,7 @@ from probsl import Status
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.minimize import minimize
 from probsl.engine.steps.feed import NOISE, Feed
+from probsl.engine.steps.first_order import FirstOrder
 from probsl.engine.steps.remainder import remainder
 from probsl.engine.steps.stochastic import minimize_stochastic
 
@@ -30,6 +31,14 @@ DYING = {
     "a rate of 1e-9": (partial(Adam, lr=1e-9), None),
 }
 TARGET = torch.tensor([1.0, -2.0], dtype=DOUBLE)
+
+
+def normal_feed():
+    return Feed(
+        250,
+        noise=lambda n, generator: torch.randn(n, 2, generator=generator).double(),
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def bowl(x, _):
@@ -46,8 +55,7 @@ def test_a_rate_that_dies_is_not_convergence(kind, unit):
     settled = minimize_stochastic(
         lambda x, given: bowl(x / unit, given),
         torch.full((2,), 8 * unit, dtype=DOUBLE),
-        optimizer=optimizer,
-        scheduler=scheduler,
+        how=FirstOrder(optimizer, scheduler),
     )
     assert settled.ending is Ending.STALLED
     assert settled.remainder.gain == pytest.approx(float(bowl(settled.x / unit, {})))
@@ -55,14 +63,12 @@ def test_a_rate_that_dies_is_not_convergence(kind, unit):
 
 def test_a_rate_that_dies_among_noise_is_not_convergence():
     optimizer, scheduler = DYING["StepLR"]
-    generator = torch.Generator().manual_seed(0)
-    feed = Feed(250, noise=lambda n: torch.randn(n, 2, generator=generator).double())
+    feed = normal_feed()
     settled = minimize_stochastic(
         lambda x, given: ((x - TARGET + 0.1 * given[NOISE]) ** 2).sum(),
         torch.full((2,), 8.0, dtype=DOUBLE),
         feed=feed,
-        optimizer=optimizer,
-        scheduler=scheduler,
+        how=FirstOrder(optimizer, scheduler),
     )
     assert settled.ending is Ending.STALLED
 
@@ -70,8 +76,7 @@ def test_a_rate_that_dies_among_noise_is_not_convergence():
 @pytest.mark.parametrize("way", ["given", "torch's own generator"])
 def test_steps_at_rest_among_noise_have_converged(way):
     """The bound holds what is really left, here known in closed form."""
-    generator = torch.Generator().manual_seed(0)
-    feed = Feed(250, noise=lambda n: torch.randn(n, 2, generator=generator).double())
+    feed = normal_feed()
 
     def noisy(x, given):
         noise = given[NOISE] if given else torch.randn(2, dtype=DOUBLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,6 +115,29 @@ class AdamWalk:
         """The losses of the block, shape ``[places]``."""
         assert self._walk is not None
         return self._walk.losses
+
+    def state(self) -> dict[str, Any]:
+        """Return the state after the last step."""
+        return {
+            "rows": self._state.clone(),
+            "rate": self.rate,
+            "age": self._age,
+            "count": self.count,
+            "window": self._window,
+        }
+
+    def restore(self, state: Mapping[str, Any], place: int) -> None:
+        """Return to a state after `place` steps of a block, before any step here."""
+        self._start_state.copy_(state["rows"])
+        self.rate, self._window = state["rate"], state["window"]
+        # Those at the beginning of the block, from which its schedule is computed.
+        self._age, self.count = state["age"] - place, state["count"] - place
+
+    def skip(self, place: int) -> None:
+        """Go to a position of the block whose earlier steps the state has taken."""
+        assert self._walk is not None
+        self._walk.done = place
+        self._age, self.count = self._age + place, self.count + place
 
     def load(self, given: Mapping[str, Tensor]) -> None:
         """Load the inputs of the next block of steps."""

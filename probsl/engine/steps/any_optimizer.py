@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,37 @@ class OptimizerWalk:
     def rate(self) -> float:
         """The learning rate of the first parameter group."""
         return float(self._optimizer.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        """Return the state after the last step."""
+        scheduler = self._scheduler
+        return deepcopy(
+            {
+                "x": self.x.detach(),
+                "mean": self.mean,
+                "sums": [self._sum, self._squares],
+                "counts": [self.count, self._window],
+                "optimizer": self._optimizer.state_dict(),
+                "scheduler": None if scheduler is None else scheduler.state_dict(),
+            }
+        )
+
+    def restore(self, state: Mapping[str, Any], place: int) -> None:  # noqa: ARG002
+        """Return to a state after `place` steps of a block, before any step here."""
+        with torch.no_grad():
+            self.x.copy_(state["x"])
+        self.mean.copy_(state["mean"])
+        for mine, other in zip((self._sum, self._squares), state["sums"], strict=True):
+            mine.copy_(other)
+        self.count, self._window = state["counts"]
+        # Copied, because the optimizer would go on in the tensors of the state.
+        self._optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(deepcopy(state["scheduler"]))
+
+    def skip(self, place: int) -> None:
+        """Go to a position of the block whose earlier steps the state has taken."""
+        self.done = place
 
     def load(self, given: Mapping[str, Tensor]) -> None:
         """Load the inputs of the next block of steps."""

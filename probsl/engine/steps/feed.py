@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import hashlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from torch import Tensor
 
 
@@ -39,6 +41,14 @@ class Blocks(Protocol):
         """
         ...
 
+    def state(self) -> dict[str, Any]:
+        """Return numbers and states of generators that say which batch is next."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to the batch that was next at an earlier `state`."""
+        ...
+
 
 class Feed:
     """Rows and noise for each step.
@@ -50,7 +60,10 @@ class Feed:
     blocks
         Source of the rows; None if every step uses all of them.
     noise
-        Maps a number of steps to their noise ``[steps, ...]``; None for no noise.
+        Maps a number of steps and a generator to their noise ``[steps, ...]``; None
+        for no noise.
+    generator
+        The CPU generator of the noise.
     device
         Device to copy each block to; None for no copy.
     """
@@ -59,21 +72,20 @@ class Feed:
         self,
         places: int,
         blocks: Blocks | None = None,
-        noise: Callable[[int], Tensor] | None = None,
+        noise: Callable[[int, torch.Generator], Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.places = places
         self._blocks = blocks
         self._noise = noise
+        self._generator = generator or torch.Generator("cpu")
         self._device = device
-        self._kept: dict[str, Tensor] | None = None
         self._last: dict[str, Tensor] = {}
 
     def take(self) -> dict[str, Tensor]:
         """Return the inputs of the next block of steps, each ``[places, ...]``."""
-        if self._kept is not None:
-            self._last, self._kept = self._kept, None
-            return self._last
         given: dict[str, Tensor] = {}
         if self._blocks is not None:
             rows, weights = self._blocks.take(self.places)
@@ -81,7 +93,7 @@ class Feed:
             if weights is not None:
                 given[WEIGHTS] = weights
         if self._noise is not None:
-            given[NOISE] = self._noise(self.places)
+            given[NOISE] = self._noise(self.places, self._generator)
         given = {name: value.to(self._device) for name, value in given.items()}
         self._last = given
         return given
@@ -103,9 +115,24 @@ class Feed:
             found += [{n: v[i] for n, v in block.items()} for i in range(places)]
         return found
 
-    def back(self) -> None:
-        """Return the last block again at the next call."""
-        self._kept = self._last
+    def state(self) -> dict[str, Any]:
+        """Return the state from which the next block follows."""
+        rows = None if self._blocks is None else self._blocks.state()
+        return {"rows": rows, "noise": self._generator.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to an earlier state."""
+        if self._blocks is not None:
+            self._blocks.restore(state["rows"])
+        self._generator.set_state(state["noise"])
+
+    def digest(self) -> str:
+        """Return a hash of the inputs of the first step of the last block."""
+        found = hashlib.sha256()
+        for name, values in self._last.items():
+            first = values[0].detach().cpu().contiguous().reshape(-1)
+            found.update(name.encode() + first.view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
 
 def places_for(bytes_per_step: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,32 @@ SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 _USUAL_RATE = 0.03
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """The options of first-order steps.
+
+    Attributes
+    ----------
+    optimizer
+        A `torch.optim` class or a `functools.partial` of one; None means Adam.
+    scheduler
+        A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
+        changes the rate after each step; None lowers the rate at plateaus.
+    clip_norm
+        Maximum norm of the gradient; longer ones are scaled down.
+    max_steps
+        Maximum number of steps.
+    tolerance
+        Progress per window of steps that is considered to be zero.
+    """
+
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
+    max_steps: int = 20_000
+    tolerance: float = 1e-6
 
 
 def made_optimizer(

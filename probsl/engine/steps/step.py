@@ -194,6 +194,12 @@ class Walk:
         """Number of steps of the block taken so far."""
         return self._done if self._replay is None else self._replay.place
 
+    @done.setter
+    def done(self, place: int) -> None:
+        self._done = place
+        if self._replay is not None:
+            self._replay.place = place
+
     @property
     def state(self) -> Tensor:
         """The state after the last step."""
@@ -203,9 +209,7 @@ class Walk:
         """Load the next block."""
         for mine, new in zip(self.inputs, inputs, strict=True):
             mine.copy_(new)
-        self._done = 0
-        if self._replay is not None:
-            self._replay.place = 0
+        self.done = 0
 
     def set(self, state: Tensor) -> None:
         """Continue from another state."""

@@ -5,32 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from probsl.engine.ending import Ending
 from probsl.engine.steps.adam import AdamWalk, adam_options
 from probsl.engine.steps.any_optimizer import OptimizerWalk
 from probsl.engine.steps.feed import Feed
-from probsl.engine.steps.first_order import (
-    OptimizerFactory,
-    SchedulerFactory,
-    made_optimizer,
-)
+from probsl.engine.steps.first_order import FirstOrder, made_optimizer
 from probsl.engine.steps.remainder import SAMPLES, Remainder, remainder
+from probsl.engine.steps.stages import WINDOW, Stages
+from probsl.engine.steps.state import SearchState
 from probsl.isolation.calls import Snapshot
+from probsl.isolation.random_states import random_states, restore_random_states
 
-# A stage ends after this many consecutive windows without progress beyond noise, and
-# without drift: at stationarity the mean gradient of a noisy objective is zero.
-_PATIENCE = 2
-WINDOW = 250
-_STAGES = 5
-# Consecutive windows with drift but no progress after which the search is judged.
-_ADRIFT = 8
-# Minimum number of windows of the last stage, if steps are noisy.
-_LAST_WINDOWS = 4
 _DECAY = 0.3
 _BAD_STEPS = 20
 _RETREATS = 3
@@ -45,6 +37,9 @@ Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 Compile = Literal["auto"] | int
 # Called with step, objective, point and rate.
 Callback = Callable[[int, float, Tensor, float], Any]
+
+# Returns seconds, by which `compile="auto"` decides.
+clock = time.perf_counter
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +64,9 @@ class StochasticMinimum:
         Why steps could not be compiled, in a sentence.
     remainder
         The remaining gain there, for CONVERGED and STALLED.
+    state
+        The state from which the search would go on, for MAX_STEPS, and for INTERRUPTED
+        by the callback.
     """
 
     x: Tensor
@@ -79,6 +77,31 @@ class StochasticMinimum:
     compiled_from: int | None = None
     reason: str = ""
     remainder: Remainder | None = None
+    state: SearchState | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is called during a search.
+
+    Attributes
+    ----------
+    callback
+        Called with step, objective, point and rate; a true result ends the search.
+    checkpoint
+        Called before it with a function that returns the state after this step.
+    every_step
+        Whether they are called after each step, or once per block.
+    """
+
+    callback: Callback | None = None
+    checkpoint: Callable[[Callable[[], SearchState]], Any] | None = None
+    every_step: bool = True
+
+    @property
+    def sees_steps(self) -> bool:
+        """Whether anything is called after each step."""
+        return self.every_step and (self.callback or self.checkpoint) is not None
 
 
 def minimize_stochastic(
@@ -86,27 +109,22 @@ def minimize_stochastic(
     start: Tensor,
     *,
     feed: Feed | None = None,
-    optimizer: OptimizerFactory | None = None,
-    scheduler: SchedulerFactory | None = None,
-    clip_norm: float | None = None,
-    max_steps: int = 20_000,
-    tolerance: float = 1e-6,
+    how: FirstOrder = FirstOrder(),  # noqa: B008 (it is frozen)
     compile: Compile = False,
-    callback: Callback | None = None,
-    every_step: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
+    watch: Watch = Watch(),
     whole: Callable[[Tensor], Tensor] | None = None,
+    state: SearchState | None = None,
 ) -> StochasticMinimum:
     """Minimize the expectation of a noisy objective.
 
     The learning rate is constant until, in two consecutive windows, the mean of the
-    objective falls by no more than twice its standard error, or than `tolerance`, and
+    objective falls by no more than twice its standard error, or than the tolerance, and
     the mean gradient is indistinguishable from zero. The rate is then multiplied by
     0.3. After five such stages the result is the average over the last stage. The
-    search has converged if steps of a better kind would gain no more than `tolerance`,
-    or than its noise explains: see `probsl.engine.steps.remainder.remainder`.
-    Otherwise it continues, or has stalled if steps as short as the last ones cannot
-    reach the better point.
+    search has converged if steps of a better kind would gain no more than the
+    tolerance, or than its noise explains: see
+    `probsl.engine.steps.remainder.remainder`. Otherwise it continues, or has stalled if
+    steps as short as the last ones cannot reach the better point.
 
     Parameters
     ----------
@@ -117,29 +135,23 @@ def minimize_stochastic(
         Initial point, shape ``[d]``.
     feed
         Provides the rows and the noise of every step; None for no inputs.
-    optimizer
-        A `torch.optim` class or a `functools.partial` of one; None means Adam.
-    scheduler
-        A `torch.optim.lr_scheduler` class or a `functools.partial` of one, which
-        changes the rate after each step; None lowers the rate at plateaus.
-    clip_norm
-        Maximum norm of the gradient; longer ones are scaled down.
-    max_steps
-        Maximum number of steps.
-    tolerance
-        Progress per window that is considered to be zero.
+    how
+        The optimizer and its options.
     compile
         True compiles before the first step, a number before the first block that begins
         at that step or later, and "auto" once it is expected to save time. If
         compilation fails, the search continues without it and warns.
-    callback
-        Called with step, objective, point and rate; a true result ends the search.
-    every_step
-        Whether `callback` is called after each step, or once per block.
-    clock
-        Returns seconds; used by `compile="auto"`.
+    watch
+        Called after each step, or after each block.
     whole
         The expectation of the objective, if it is cheap enough for judging the end.
+    state
+        The state of an earlier search with the same objective, inputs and options, to
+        go on from there instead of from `start`. With the same `compile`, the result is
+        bit for bit that of one uninterrupted search if steps are on the CPU and run on
+        one thread. With "auto", steps that were compiled are compiled again before the
+        first one, and others once that is expected to save time by the clock, possibly
+        at another step: the results are then the same to rounding.
 
     Returns
     -------
@@ -147,6 +159,12 @@ def minimize_stochastic(
         A keyboard interrupt ends the search with the current point. A step that is not
         finite is skipped; after twenty consecutive ones the search returns to the
         average of its stage with a lower rate, and the third time it ends.
+
+    Raises
+    ------
+    ValueError
+        If `state` is that of a search by another optimizer, of another size, or with
+        other inputs.
 
     Notes
     -----
@@ -165,149 +183,184 @@ def minimize_stochastic(
     >>> settled.ending.name, settled.x.round(decimals=3)
     ('CONVERGED', tensor([ 1., -2.]))
     """
-    feed = feed or Feed(WINDOW)
-    x = start.detach().clone().requires_grad_()
-    made = made_optimizer(optimizer, [x])
-    options = adam_options(made) if scheduler is None else None
-    walk: AdamWalk | OptimizerWalk
-    if options is not None:
-        walk = AdamWalk(objective, start, feed, options, clip_norm)
-    else:
-        walk = OptimizerWalk(
-            objective, x, feed, optimizer=made, scheduler=scheduler, clip=clip_norm
-        )
-    search = _Search(
-        walk, feed, tolerance, compile, decays=scheduler is None, clock=clock
-    )
-    watch = _Watch(callback, every_step=every_step)
-    ending = Ending.MAX_STEPS
+    search = _Search(objective, start, feed or Feed(WINDOW), how, compile)
     before = Snapshot()
     try:
-        search.prepare()
-        while search.steps < max_steps:
-            if not search.block(max_steps, watch):
-                ending = Ending.INTERRUPTED
-                break
-            if search.stuck():
-                ending = Ending.NONFINITE
-                break
-            if search.steps % WINDOW == 0 and search.end_window():
-                verdict = search.judge(objective, max_steps, whole)
-                if verdict is not None:
-                    ending = verdict
-                    break
-        if ending is Ending.MAX_STEPS and search.broken():
-            ending = Ending.NONFINITE
+        if state is not None:
+            search.restore(state)
+        ending = search.run(watch, whole)
+        state = search.state() if ending in _UNFINISHED else None
     except KeyboardInterrupt as error:
         before.recover(error)
         search.collect()
-        ending = Ending.INTERRUPTED
-    bad = walk.nonfinite() if ending is Ending.NONFINITE else ()
+        ending, state = Ending.INTERRUPTED, None  # it may have come within a step
+    judged = ending in (Ending.CONVERGED, Ending.STALLED)
     return StochasticMinimum(
         search.average(),
         tuple(search.losses),
         ending,
         search.steps,
-        bad,
+        search.walk.nonfinite() if ending is Ending.NONFINITE else (),
         search.compiled_from,
-        walk.step.reason,
-        search.remainder,
+        search.walk.step.reason,
+        search.remainder if judged else None,
+        state,
     )
 
 
-class _Watch:
-    """Calls the callback after each step, or after each block."""
-
-    def __init__(self, callback: Callback | None, *, every_step: bool) -> None:
-        self.callback = callback
-        self.every_step = every_step and callback is not None
-
-    def __call__(self, step: int, loss: float, x: Tensor, rate: float) -> bool:
-        if self.callback is None:
-            return False
-        return bool(self.callback(step, loss, x.detach().clone(), rate))
+_UNFINISHED = (Ending.INTERRUPTED, Ending.MAX_STEPS)
 
 
 class _Search:
-    """The state of a stochastic search."""
+    """A stochastic search: where it stands, and how it goes on."""
 
     def __init__(
         self,
-        walk: AdamWalk | OptimizerWalk,
+        objective: Objective,
+        start: Tensor,
         feed: Feed,
-        tolerance: float,
+        how: FirstOrder,
         compile: Compile,
-        *,
-        decays: bool,
-        clock: Callable[[], float],
     ) -> None:
-        self.walk = walk
+        x = start.detach().clone().requires_grad_()
+        made = made_optimizer(how.optimizer, [x])
+        options = adam_options(made) if how.scheduler is None else None
+        self.walk: AdamWalk | OptimizerWalk
+        if options is not None:
+            self.walk = AdamWalk(objective, start, feed, options, how.clip_norm)
+        else:
+            self.walk = OptimizerWalk(
+                objective,
+                x,
+                feed,
+                optimizer=made,
+                scheduler=how.scheduler,
+                clip=how.clip_norm,
+            )
+        by = " with a scheduler" if how.scheduler else ""
+        self._kind = (
+            f"{type(made).__name__}{by} in {len(x)} coordinates, in blocks of "
+            f"{feed.places} steps"
+        )
         self.losses: list[float] = []
         self.compiled_from: int | None = None
-        self._feed = feed
-        self._tolerance = tolerance
-        self._compile = compile
-        self._decays = decays
-        self._clock = clock
-        self._stage = 0
-        self._idle_windows = 0
-        self._retreats = 0
-        self._collected = feed.places
-        self._seconds, self._timed = 0.0, 0
-        self._moments: tuple[float, float] | None = None
-        self._patience = _PATIENCE
-        self._adrift = 0
-        self._windows, self._speed = 0, 0.0
-        self._point = walk.x.detach().clone()
         self.remainder: Remainder | None = None
+        self._objective = objective
+        self._feed = feed
+        self._how = how
+        self._compile = compile
+        self._stages = Stages(start.detach().clone())
+        # The state of the feed before the block under way; None between two blocks.
+        self._fed: dict[str, Any] | None = None
+        self._collected = 0
+        self._seconds, self._timed = 0.0, 0
 
     @property
     def steps(self) -> int:
         """Steps taken."""
         return len(self.losses)
 
-    def prepare(self) -> None:
-        """Compile before the first step, if requested."""
-        if self._due():
-            self.walk.load(self._feed.take())
-            self._take_over()
-            self._feed.back()
+    def state(self) -> SearchState:
+        """Return the state after the last step."""
+        under_way = self._fed is not None
+        return SearchState(
+            kind=self._kind,
+            losses=torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
+            place=self.walk.done if under_way else 0,
+            walk=self.walk.state(),
+            stages=deepcopy(vars(self._stages)),
+            feed=deepcopy(self._fed or self._feed.state()),
+            digest=self._feed.digest() if under_way else "",
+            generators=random_states(self.walk.x.device),
+            compiled_from=self.compiled_from,
+        )
 
-    def block(self, max_steps: int, watch: _Watch) -> bool:
-        """Take the steps of one block; return False if the callback ends the search."""
-        self._speed_up(max_steps)
+    def restore(self, state: SearchState) -> None:
+        """Return to the state of an earlier search."""
+        state.check_kind(self._kind)
+        self.losses = state.losses.tolist()
+        self.walk.restore(state.walk, state.place)
+        point = state.stages["point"].to(self._stages.point)
+        self._stages = Stages(**{**state.stages, "point": point})
+        self._feed.restore(state.feed)
+        compiled = bool(self._compile) and state.compiled_from is not None
+        if state.place or compiled:
+            self._begin_block()
+        if state.place:
+            state.check_inputs(self._feed.digest())
+            self.walk.skip(state.place)
+            self._collected = state.place
+        if compiled and self.walk.compile():
+            self.compiled_from = state.compiled_from
+        restore_random_states(state.generators)
+
+    def run(self, watch: Watch, whole: Callable[[Tensor], Tensor] | None) -> Ending:
+        """Take steps to the end of the search."""
+        while self._fed is not None or self.steps < self._how.max_steps:
+            if self._fed is None:
+                self._begin_block()
+                self._speed_up()
+            if not self._take_steps(watch):
+                return Ending.INTERRUPTED
+            if self.walk.done < self._feed.places:  # the last step of all
+                break
+            self._fed = None
+            if self._stuck():
+                return Ending.NONFINITE
+            verdict = self._judge(whole) if self._window_ends() else None
+            if verdict is not None:
+                return verdict
+        return Ending.NONFINITE if self._broken() else Ending.MAX_STEPS
+
+    def _begin_block(self) -> None:
+        """Load the inputs of the next block of steps."""
+        fed = self._feed.state()
         self.walk.load(self._feed.take())
-        self._collected = 0
-        stop = min(self._feed.places, max_steps - self.steps)
-        started = self._clock()
-        for place in range(1, stop + 1) if watch.every_step else (stop,):
+        self._collected, self._fed = 0, fed
+
+    def _take_steps(self, watch: Watch) -> bool:
+        """Take the steps left of a block; return False if the callback ends it."""
+        done = self.walk.done
+        stop = min(self._feed.places, done + self._how.max_steps - self.steps)
+        places = range(done + 1, stop + 1)
+        started = clock()
+        for place in places if watch.sees_steps else places[-1:]:
             self.walk.run(place)
             self.collect()
-            if watch(self.steps, self.losses[-1], self.walk.x, self.walk.rate):
+            if watch.checkpoint is not None:
+                watch.checkpoint(self.state)
+            if watch.callback is not None and watch.callback(
+                self.steps,
+                self.losses[-1],
+                self.walk.x.detach().clone(),
+                self.walk.rate,
+            ):
                 return False
-        self._seconds += self._clock() - started
-        self._timed += stop
+        self._seconds += clock() - started
+        self._timed += len(places)
         return True
 
     def collect(self) -> None:
         """Store the losses of the steps taken so far."""
-        done = self.walk.done
-        self.losses += self.walk.losses[self._collected : done].tolist()
-        self._collected = done
+        if self._fed is not None:
+            done = self.walk.done
+            self.losses += self.walk.losses[self._collected : done].tolist()
+            self._collected = done
 
-    def _speed_up(self, max_steps: int) -> None:
+    def _speed_up(self) -> None:
         """Switch to a faster form of the step if it is due, or likely to save time."""
         step = self.walk.step
         if step.reason or self.compiled_from is not None:
             return
         if self._compile != "auto":
-            if self.steps and self._due():
+            if 0 < self._compile <= self.steps + 1:
                 self._take_over()
             return
         if not self._timed:
             return
         # The number of steps is unknown; assume as many again as were taken.
-        left = min(max_steps - self.steps, max(_USUAL_STEPS - self.steps, self.steps))
+        steps = self.steps
+        left = min(self._how.max_steps - steps, max(_USUAL_STEPS - steps, steps))
         remaining = self._seconds / self._timed * left
         if remaining > 2 * _COMPILING:
             self._take_over()
@@ -317,98 +370,48 @@ class _Search:
             if self.walk.is_compiled():  # by an earlier fit
                 self._take_over()
 
-    def _due(self) -> bool:
-        """Whether compiled code was requested for the next step."""
-        return self._compile != "auto" and 0 < self._compile <= self.steps + 1
-
     def _take_over(self) -> None:
         """Switch to compiled code, if there is a compiler."""
         if self.walk.compile():
             self.compiled_from = self.steps + 1
 
-    def stuck(self) -> bool:
+    def _stuck(self) -> bool:
         """Retreat if steps are no longer finite; return whether to give up."""
-        if self.steps < _BAD_STEPS or not self.broken():
+        if self.steps < _BAD_STEPS or not self._broken():
             return False
-        self._retreats += 1
-        if self._retreats == _RETREATS:
+        self._stages.retreats += 1
+        if self._stages.retreats == _RETREATS:
             return True
         self.walk.retreat(_DECAY)
         return False
 
-    def broken(self) -> bool:
+    def _broken(self) -> bool:
         """Whether none of the last steps was finite."""
         return not any(map(math.isfinite, self.losses[-_BAD_STEPS:]))
 
-    def end_window(self) -> bool:
-        """Lower the rate at a plateau; return whether the last stage is over."""
-        self._windows += 1
-        point = self.walk.x.detach().clone()
-        self._speed = float((point - self._point).abs().max())
-        self._point = point
-        before, after = self._moments, _moments(self.losses[-WINDOW:])
-        self._moments = after
-        if before is None:
-            self.walk.begin_window()
-            return False
-        progress = before[0] - after[0]
-        noise = math.sqrt(before[1] + after[1])
-        resting = progress <= max(2 * noise, self._tolerance)
-        idle = resting and (noise <= self._tolerance or not self.walk.drifting())
-        self.walk.begin_window()
-        self._adrift = self._adrift + 1 if resting and not idle else 0
-        if self._adrift == _ADRIFT:  # is the rate too small to follow the gradient?
-            self._adrift = 0
-            return True
-        self._idle_windows = self._idle_windows + 1 if idle else 0
-        if self._idle_windows < self._patience:
-            return False
-        if self._stage == _STAGES - 1:
-            return self._windows >= _LAST_WINDOWS or not self._feed.gives
-        self._idle_windows = 0
-        self._stage += 1
-        self.walk.begin_stage(_DECAY if self._decays else 1.0)
-        self._windows = 0
-        return False
+    def _window_ends(self) -> bool:
+        """Lower the rate at a plateau; return whether the search is to be judged."""
+        return self.steps % WINDOW == 0 and self._stages.end_window(
+            self.walk,
+            self.losses[-WINDOW:],
+            self._how.tolerance,
+            decay=1.0 if self._how.scheduler else _DECAY,
+            noisy=self._feed.gives,
+        )
 
-    def judge(
-        self,
-        objective: Objective,
-        max_steps: int,
-        whole: Callable[[Tensor], Tensor] | None,
-    ) -> Ending | None:
-        """Return how the search ends, or None if it has to continue.
-
-        At stationarity it is judged by the gain of a better step. If that is more than
-        noise explains, the search continues if its steps can reach the better point.
-        """
-        self.remainder = found = remainder(
-            objective,
+    def _judge(self, whole: Callable[[Tensor], Tensor] | None) -> Ending | None:
+        """Return how the search ends, or None if it has to continue."""
+        self.remainder = remainder(
+            self._objective,
             self.average(),
             self._feed.examples(SAMPLES),
             self.walk.count,
             whole,
         )
-        if found.gain <= max(self._tolerance, found.chance):
-            return Ending.CONVERGED if self._stage == _STAGES - 1 else None
-        left = (max_steps - self.steps) / WINDOW
-        if not self._speed * left > found.distance:
-            return Ending.STALLED
-        self._idle_windows = 0
-        self._patience *= 2  # a verdict costs as much as several hundred steps
-        return None
+        left = (self._how.max_steps - self.steps) / WINDOW
+        return self._stages.verdict(self.remainder, self._how.tolerance, left)
 
     def average(self) -> Tensor:
         """Return the average iterate of the stage, if the stage is long enough."""
         walk = self.walk
         return (walk.mean if walk.count >= WINDOW else walk.x).detach().clone()
-
-
-def _moments(losses: list[float]) -> tuple[float, float]:
-    """Return the mean and the squared standard error of the mean."""
-    # Summing a list this short takes less time than making a tensor of it.
-    if not math.isfinite(sum(losses)):
-        losses = [v for v in losses if math.isfinite(v)] or [math.inf] * 2
-    mean = sum(losses) / len(losses)
-    variance = sum([(v - mean) * (v - mean) for v in losses]) / len(losses)
-    return mean, variance / len(losses)

@@ -19,6 +19,7 @@ from probsl.methods.optimizers import LBFGS, DeterministicOptimizer
 from probsl.methods.progress import watching
 from probsl.methods.search import Found, search_exactly
 from probsl.noise.standardized import standardized
+from probsl.noise.streams import stream_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +103,7 @@ def search_with_fixed_draws(
         remark on it.
     """
     count = least_draws(noise)
-    many = ManyDraws(bound, noise, standardized(noise, 2, run.seed))
+    many = ManyDraws(bound, noise, standardized(noise, 2, seed=0))
     if many.way == "loop" and count > _LOOPED_DRAWS:
         return None, f"draws cannot be taken together ({many.reason})"
     most = _LOOPED_DRAWS if many.way == "loop" else _MOST_DRAWS
@@ -152,7 +153,8 @@ class _Search:
     def minimize(self, x: Tensor, count: int, factor: Tensor | None) -> Found:
         """Minimize the average over a number of draws, starting from a guide."""
         bound, size = self.bound, self.bound.problem.size
-        draws = standardized(self.noise, count, self.run.seed)
+        seed = stream_seed(self.run.seed, "fixed draws")
+        draws = standardized(self.noise, count, seed)
         near = whitened(bound, x, factor)
         start, layout = x, bound.layout
         raw: Callable[[Tensor], Tensor] = _same

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probsl.methods.guides.whitening import whitened
 from probsl.noise.standardized import standardized
+from probsl.noise.streams import Stream, stream_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MOST, _LEAST, _ELEMENTS = 2048, 128, 1_000_000
 # The number if draws are evaluated in a loop.
 _LOOPED = 256
+_HALVES: tuple[Stream, ...] = ("first fresh draws", "second fresh draws")
 # Draws per evaluation, and the maximum of draws times rows.
 _CHUNK, _CHUNK_ELEMENTS = 128, 4_000_000
 
@@ -66,7 +68,7 @@ def fresh_bound(
     x
         The guide, shape ``[p]``.
     seed
-        Seed of the draws that the search has used; these are different ones.
+        Seed of the fit; the search has used another of its streams.
 
     Notes
     -----
@@ -81,9 +83,10 @@ def fresh_bound(
     start = x if nearby is None else nearby.start
     raw = _same if nearby is None else nearby.raw
     chunk = max(1, min(_CHUNK, _CHUNK_ELEMENTS // size))
+    drawn = [standardized(noise, half, stream_seed(seed, name)) for name in _HALVES]
     halves = [
         _slope(lambda point, z: many(raw(point), z), start, draws.split(chunk))
-        for draws in (standardized(noise, half, seed + part) for part in (1, 2))
+        for draws in drawn
     ]
     values = size * torch.cat([found for found, _ in halves]).double()
     promise = 0.0

@@ -12,6 +12,7 @@ from probsl.draws.mapped import map_draws
 from probsl.methods.endings import broken_sites
 from probsl.noise.record import NoiseRecord, record
 from probsl.noise.standardized import standardized
+from probsl.noise.streams import stream, stream_seed
 from probsl.program.scoring import Batch, total, weighted_terms
 from probsl.program.supports import bijection
 
@@ -76,10 +77,10 @@ class GuidePosterior:
         self, function: Callable[[], dict[str, Tensor]], count: int, seed: int
     ) -> dict[str, Tensor]:
         problem = self._problem
-        with problem.isolated(seed), torch.no_grad():
+        with problem.isolated(stream_seed(seed, "posterior")), torch.no_grad():
             if self._noise.replayable:
-                generator = torch.Generator("cpu").manual_seed(seed)
-                return self._drawn(function, self._noise.draw(count, generator))
+                noise = self._noise.draw(count, stream(seed, "posterior"))
+                return self._drawn(function, noise)
             return map_draws(lambda _: function(), {}, count, self._elements)
 
     def broken_sites(self) -> tuple[str, ...]:
