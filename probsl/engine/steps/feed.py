@@ -117,14 +117,19 @@ class Feed:
 
     def state(self) -> dict[str, Any]:
         """Return the state from which the next block follows."""
-        rows = None if self._blocks is None else self._blocks.state()
-        return {"rows": rows, "noise": self._generator.get_state()}
+        state: dict[str, Any] = {}
+        if self._blocks is not None:
+            state["rows"] = self._blocks.state()
+        if self._noise is not None:
+            state["noise"] = self._generator.get_state()
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Return to an earlier state."""
         if self._blocks is not None:
             self._blocks.restore(state["rows"])
-        self._generator.set_state(state["noise"])
+        if self._noise is not None:
+            self._generator.set_state(state["noise"])
 
     def digest(self) -> str:
         """Return a hash of the inputs of the first step of the last block."""

@@ -247,7 +247,8 @@ class _Search:
         self.remainder: Remainder | None = None
         self._objective = objective
         self._feed = feed
-        self._how = how
+        self._max_steps, self._tolerance = how.max_steps, how.tolerance
+        self._decay = 1.0 if how.scheduler else _DECAY
         self._compile = compile
         self._stages = Stages(start.detach().clone())
         # The state of the feed before the block under way; None between two blocks.
@@ -266,7 +267,7 @@ class _Search:
         return SearchState(
             kind=self._kind,
             losses=torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
-            place=self.walk.done if under_way else 0,
+            place=self._collected if under_way else 0,
             walk=self.walk.state(),
             stages=deepcopy(vars(self._stages)),
             feed=deepcopy(self._fed or self._feed.state()),
@@ -296,13 +297,13 @@ class _Search:
 
     def run(self, watch: Watch, whole: Callable[[Tensor], Tensor] | None) -> Ending:
         """Take steps to the end of the search."""
-        while self._fed is not None or self.steps < self._how.max_steps:
+        while self._fed is not None or self.steps < self._max_steps:
             if self._fed is None:
                 self._begin_block()
                 self._speed_up()
             if not self._take_steps(watch):
                 return Ending.INTERRUPTED
-            if self.walk.done < self._feed.places:  # the last step of all
+            if self._collected < self._feed.places:  # the last step of all
                 break
             self._fed = None
             if self._stuck():
@@ -320,9 +321,9 @@ class _Search:
 
     def _take_steps(self, watch: Watch) -> bool:
         """Take the steps left of a block; return False if the callback ends it."""
-        done = self.walk.done
-        stop = min(self._feed.places, done + self._how.max_steps - self.steps)
-        places = range(done + 1, stop + 1)
+        first = self._collected + 1
+        stop = min(self._feed.places, self._collected + self._max_steps - self.steps)
+        places = range(first, stop + 1)
         started = clock()
         for place in places if watch.sees_steps else places[-1:]:
             self.walk.run(place)
@@ -360,7 +361,7 @@ class _Search:
             return
         # The number of steps is unknown; assume as many again as were taken.
         steps = self.steps
-        left = min(self._how.max_steps - steps, max(_USUAL_STEPS - steps, steps))
+        left = min(self._max_steps - steps, max(_USUAL_STEPS - steps, steps))
         remaining = self._seconds / self._timed * left
         if remaining > 2 * _COMPILING:
             self._take_over()
@@ -394,8 +395,8 @@ class _Search:
         return self.steps % WINDOW == 0 and self._stages.end_window(
             self.walk,
             self.losses[-WINDOW:],
-            self._how.tolerance,
-            decay=1.0 if self._how.scheduler else _DECAY,
+            self._tolerance,
+            decay=self._decay,
             noisy=self._feed.gives,
         )
 
@@ -408,8 +409,8 @@ class _Search:
             self.walk.count,
             whole,
         )
-        left = (self._how.max_steps - self.steps) / WINDOW
-        return self._stages.verdict(self.remainder, self._how.tolerance, left)
+        left = (self._max_steps - self.steps) / WINDOW
+        return self._stages.verdict(self.remainder, self._tolerance, left)
 
     def average(self) -> Tensor:
         """Return the average iterate of the stage, if the stage is long enough."""
