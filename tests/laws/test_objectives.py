@@ -16,6 +16,7 @@ from probsl.data.data_options import DataOptions
 from probsl.methods.guides.initialization import initialized
 from probsl.program.problem import Problem
 from probsl.program.sites import Role
+from probsl.program.target_density import TargetDensity
 
 ALL = (*PROBLEMS, *IDIOMS)
 # Share of the sum of all terms' sizes.
@@ -104,7 +105,7 @@ def test_the_rows_add_up_to_the_log_likelihood(case):
 def test_the_bound_of_a_guide_is_that_of_pyro(case):
     problem = built(case)
     with problem.isolated():
-        bound, *_ = initialized(problem, AutoNormal, {}, None, Run())
+        bound, *_ = initialized(TargetDensity(problem, {}), AutoNormal, None, Run())
     guide = bound.guide.functional.function
     for seed in range(3):  # the same draws for both
         kept = problem.program.untouched()

@@ -18,6 +18,7 @@ from probsl.contract import Run
 from probsl.data.data_options import DataOptions
 from probsl.methods.guides.initialization import initialized
 from probsl.program.problem import Problem
+from probsl.program.target_density import TargetDensity
 
 DTYPE = torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
@@ -298,7 +299,7 @@ def test_the_bound_of_a_gaussian_process_is_pyros_and_shares_its_parameters(kind
     process = getattr(gp.models, kind)(inputs, inputs.sin(), kernel, **options)
     problem = Problem.build(process.model, {}, DataOptions(dtype=DTYPE))
     with problem.isolated():
-        bound, *_ = initialized(problem, process.guide, {}, None, Run())
+        bound, *_ = initialized(TargetDensity(problem, {}), process.guide, None, Run())
     latent = "u" if "Sparse" in kind else "f"
     shared = {f"{latent}_loc", f"{latent}_scale_tril"}
     assert set(bound.guide.shared) == shared
