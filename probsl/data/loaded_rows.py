@@ -115,7 +115,7 @@ class LoadedRows:
         if seen == 0:
             raise ValueError(
                 "the DataLoader yields no batches in a second epoch; let its data set "
-                "begin anew each time it is iterated"
+                "start again each time it is iterated"
             )
         refuse_other_count(seen, self._visited, drops=self._drops)
 

@@ -181,7 +181,9 @@ class StreamedRows:
         arrays = {n: convert(n, named[n]) for n in self.names}
         for name, array in arrays.items():
             if not is_array(array):
-                raise TypeError(f"entry '{name}' is no array; yield one in every batch")
+                raise TypeError(
+                    f"entry '{name}' is not an array; yield one in every batch"
+                )
             if self.dtype is not None:
                 refuse_overflow(name, array, self.dtype)
         rows = {n: resident(array, self.dtype) for n, array in arrays.items()}

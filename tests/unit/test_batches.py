@@ -217,7 +217,7 @@ class Once(IterableDataset):
 def test_a_loader_that_cannot_begin_anew_is_told():
     loader = DataLoader(Once(1), batch_size=10)
     blocks = LoadedRows(loader, SIZE, 10, 0, read=lambda b: {"x": b})
-    with pytest.raises(ValueError, match="begin anew each time"):
+    with pytest.raises(ValueError, match="start again each time"):
         blocks.take(12)
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Minimum", "SearchOptions", "minimize"]
 
+# With more coordinates gradients are so much cheaper than a Hessian that they find the
+# last digits, too, which one Hessian then confirms.
+FEW = 32
+
 _DEFAULT = SearchOptions()
 
 
@@ -142,15 +146,16 @@ def descend(descent: Descent, *, rough: bool) -> End:
     """Minimize by L-BFGS, Nocedal and Wright (2006), algorithm 7.5.
 
     With a penalty, its orthant-wise form: Andrew and Gao (2007), "Scalable training of
-    L1-regularized log-linear models", ICML. A rough descent leaves the last digits, and
-    anything that takes many steps, to `finish`: a Hessian costs about d gradients, so a
-    few Newton steps are cheaper than many steps here, and more reliable.
+    L1-regularized log-linear models", ICML. A rough descent leaves anything that takes
+    many steps, and of few coordinates the last digits, to `finish`: a few Newton steps
+    are then cheaper than many steps here, and more reliable.
     """
     l1 = descent.landscape.l1
     search = wolfe_search if l1 is None else orthant_search
     memory = LimitedMemory(descent.unit)
     convergence = ConvergenceTest(descent, needed=3, patience=10)
-    tolerance = math.sqrt(descent.tolerance) if rough else descent.tolerance
+    early = rough and len(descent.x) <= FEW
+    tolerance = math.sqrt(descent.tolerance) if early else descent.tolerance
     budget = len(descent.x) // 3 if rough else math.inf
     while not descent.spent and len(descent.losses) <= budget:
         slope = descent.gradient
