@@ -124,18 +124,22 @@ class Comparison:
         held_out = _HELD_OUT in self.scores
         problems = [fit.problem for fit in self.fits.values()]
         if len({problem.observed_digest() for problem in problems}) > 1:
-            but = ", but held out can, for it is of the same rows" if held_out else ""
+            but = ", except held out, which is of the same rows" if held_out else ""
             return (
-                "The fits observed different data: their scores cannot be compared"
+                "The fits observed different data, so their scores cannot be compared"
                 f"{but}."
             )
-        fair = ["held out favors none"] if held_out else []
-        if self.left_out:
-            fair.insert(0, f"elpd_loo favors none where worst k is below {K_LIMIT}")
-        rest = f"; {', and '.join(fair)}" if fair else ""
+        fair = [f"elpd_loo where worst k is below {K_LIMIT}"] if self.left_out else []
+        fair += ["held out"] if held_out else []
+        advice = (
+            f"use {', or '.join(fair)}"
+            if fair
+            else ("score rows that they have not seen, by compare(fits, data=...)")
+        )
         return (
-            "Compare scores down a column only: log likelihood and log score are of "
-            f"the fitted rows and favor the freer fit{rest}."
+            "Compare scores within one column. log likelihood and log score are of the "
+            "rows that were fitted, on which a weaker prior tends to look better; to "
+            f"choose between fits, {advice}."
         )
 
     def _sentences(self) -> list[str]:
