@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from probsl.options import whole_number
 from probsl.program.batch_checks import check_batches
 from probsl.program.places import Place
 from probsl.program.problem import Problem
+from probsl.tables import ROWS, WIDTH, number, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,8 +79,12 @@ class Fit:
     >>> fit = probsl.fit(program, {"y": heads}, probsl.MAP())
     >>> fit.status is probsl.Status.CONVERGED
     True
-    >>> round(float(fit.point()["p"]), 4)
-    0.5357
+    >>> print(fit)  # doctest: +ELLIPSIS
+    MAP ended CONVERGED: the optimum was found
+    10 rows, 1 parameter, log likelihood -6.814, ... steps in ... s
+    <BLANKLINE>
+      estimate
+    p   0.5357
     """
 
     problem: Problem
@@ -253,9 +259,31 @@ class Fit:
             f"{self.seconds:.2f} s)"
         )
 
+    def __str__(self) -> str:
+        table = parameters(self.summary())
+        head = "\n".join(textwrap.fill(line, WIDTH) for line in self._head())
+        return f"{head}\n\n{table.to_string(max_rows=ROWS)}"
+
     def _repr_html_(self) -> str:
-        table: str = self.summary().to_html(float_format=lambda v: f"{v:.4g}")
-        return f"<p>{html.escape(repr(self))}<br>{html.escape(self.message)}</p>{table}"
+        table: str = parameters(self.summary()).to_html(max_rows=ROWS)
+        lines = map(html.escape, self._head())
+        return f"<p>{'<br>'.join(lines)}</p>{table}"
+
+    def _head(self) -> list[str]:
+        """Return the method with the status in words, the sizes, and the note."""
+        count = sum(v.numel() for v in self.posterior.point().values())
+        count += sum(v.numel() for v in self.posterior.own.values())
+        sizes = {"row": self.problem.size, "parameter": count}
+        facts = [f"{n:,} {what}{'s' * (n != 1)}" for what, n in sizes.items()]
+        if self.problem.data.complete:  # otherwise all rows would be read again
+            facts.append(f"log likelihood {number(self.log_likelihood())}")
+        facts.append(f"{self.steps:,} steps in {self.seconds:.2f} s")
+        lines = [
+            f"{type(self.method).__name__} ended {self.message}",
+            ", ".join(facts),
+            self.note,
+        ]
+        return [line for line in lines if line]
 
 
 @undisturbed

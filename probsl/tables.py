@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 # The width of a terminal in characters, and the most table rows to print.
 WIDTH, ROWS = 88, 60
+# Shares of a column's largest number and of a standard deviation that print as 0.
+_TINY, _NEGLIGIBLE = 1e-12, 1e-6
 
 
 def in_width(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -49,3 +53,19 @@ def number(value: float) -> str:
         return f"{value:g}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:.{digits}f}" if digits < 7 else f"{value:.3e}"
+
+
+def parameters(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the summary of a fit as text, without empty columns.
+
+    Numbers far below their standard deviation, or without one far below the largest of
+    their column, are rounding errors, and print as 0.
+    """
+    sizes = np.nan_to_num(table.abs().to_numpy(), nan=0.0, posinf=np.inf)
+    spread = np.nan_to_num(table["sd"].to_numpy()[:, None])
+    finite = np.where(np.isfinite(sizes), sizes, 0.0)
+    largest = finite.max(axis=0, keepdims=True, initial=0.0)
+    limits = np.where(spread > 0, _NEGLIGIBLE * spread, _TINY * largest)
+    rounded = table.mask(table.notna() & (sizes < limits), 0.0)
+    rounded = rounded.dropna(axis=1, how="all")
+    return rounded.map(lambda v: "" if math.isnan(v) else number(v))

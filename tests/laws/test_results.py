@@ -109,6 +109,23 @@ def test_losses_steps_and_seconds_are_told(pair):
 
 
 @every_pair
+def test_a_fit_prints_its_status_and_a_table_that_fits_a_terminal(pair):
+    fit = fitted(pair)
+    printed = str(fit)
+    assert fit.status.name in printed.splitlines()[0]
+    assert f"{fit.problem.size:,} row" in printed
+    _, table = printed.split("\n\n")
+    assert "nan" not in table
+    assert max(map(len, printed.splitlines())) <= 88
+    columns = table.splitlines()[0].split()
+    summary = fit.summary()
+    assert columns == [c for c in summary if summary[c].notna().any()]
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [
+        label.split()[0] for label in summary.index
+    ]
+
+
+@every_pair
 def test_a_fit_prints_itself(pair):
     fit = fitted(pair)
     printed = repr(fit)
