@@ -30,6 +30,7 @@ from probsl.program.dry_run import (
 from probsl.program.messages import scored_value
 from probsl.program.observed_supports import Edge, edges
 from probsl.program.places import Place
+from probsl.program.program_errors import annotate
 from probsl.program.reached import reached_sites
 from probsl.program.row_arguments import named_rows
 from probsl.program.scoring import (
@@ -114,7 +115,11 @@ class Problem(BoundProgram):
             )
         plate = data_plate_of(messages)
         with isolated(dtype, device=device), subsampling():
-            sites = reached_sites(functional, arguments, messages, plate, place)
+            try:
+                sites = reached_sites(functional, arguments, messages, plate, place)
+            except Exception as error:
+                annotate(error, arguments, dtype)
+                raise
         refuse_nothing_to_fit(sites, functional)
         if rows.complete:
             rows = HeldRows(plate.size if plate else observed_elements(messages))

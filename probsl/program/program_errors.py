@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyro
 import torch
 
 if TYPE_CHECKING:
@@ -15,8 +20,15 @@ if TYPE_CHECKING:
     from probsl.data.arguments import Arguments
 
 
+# Folders without lines of a program: of probsl, of the packages that programs call, and
+# of Python's own modules.
+_PROBSL = Path(__file__).parents[1]
+_PACKAGES = [Path(str(package.__file__)).parent for package in (torch, pyro, np)]
+_PYTHON = Path(contextlib.__file__).parent
+
+
 def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None:
-    """Add to a program's error the arguments of the call and possible remedies.
+    """Add to a program's error its line, the arguments, and possible remedies.
 
     Parameters
     ----------
@@ -29,6 +41,9 @@ def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None
     """
     if not getattr(error, "__notes__", None):
         return  # a refusal, which is complete
+    line = _line_of(error)
+    if line:
+        error.add_note(f"probsl: the line of the program is {line}")
     called = [
         f"{name} of shape {tuple(value.shape)}"
         if torch.is_tensor(value)
@@ -50,6 +65,29 @@ def annotate(error: Exception, arguments: Arguments, dtype: torch.dtype) -> None
         r"dtype|scalar type|result type", str(error)
     ):
         _note_types(error, arrays, dtype)
+
+
+def _line_of(error: Exception) -> str:
+    """Return the place and the text of the program's own line, or an empty string.
+
+    That is the last line on the way to the error that is not part of a library, after
+    the first one of probsl, which called the program.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [Path(frame.filename) for frame in frames]
+    first = next((i for i, p in enumerate(places) if p.is_relative_to(_PROBSL)), None)
+    if first is None:
+        return ""
+    mine = [
+        frame
+        for frame, place in zip(frames[first:], places[first:], strict=True)
+        if place.parent != _PYTHON
+        and not any(place.is_relative_to(p) for p in (_PROBSL, *_PACKAGES))
+    ]
+    if not mine:
+        return ""
+    text = f": {mine[-1].line}" if mine[-1].line else ""
+    return f"{Path(mine[-1].filename).name}:{mine[-1].lineno}{text}"
 
 
 def _note_whole_floats(error: Exception, arrays: Mapping[str, Tensor]) -> None:
