@@ -221,11 +221,13 @@ class _Approach:
     def _holding(self, x: Tensor) -> Tensor:
         """Return the coordinates [d] on which the active boundaries depend."""
         x = x.detach().requires_grad_()
-        slopes = [
+        gradients = [
             torch.autograd.grad(
                 edge.distance.sum(), x, retain_graph=True, materialize_grads=True
             )[0].abs()
             for edge in self._touching(x)
         ]
-        largest = torch.stack(slopes).amax(0)  # gradients of two boundaries may cancel
+        largest = torch.stack(gradients).amax(
+            0
+        )  # gradients of two boundaries may cancel
         return largest > _SHARE * largest.max()

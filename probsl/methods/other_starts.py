@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from probsl.program.problem import Problem
     from probsl.program.scoring import Batch
 
-__all__ = ["has_slope", "start_elsewhere"]
+__all__ = ["has_gradient", "start_elsewhere"]
 
 # How many places are used to find the rows at fault, and how many rows are listed.
 _LOOKED_AT, _LISTED = 30, 5
@@ -64,13 +64,13 @@ def start_elsewhere(
             if x is not None:
                 yield torch.where(free, x, at_rest)
 
-    if has_slope(value, at_rest):
+    if has_gradient(value, at_rest):
         # If it is finite at one point only, a value may be on a boundary, at which the
         # density is finite by accident.
         _refuse_rows(problem, layout, islice(points(), _LOOKED_AT), on_edges=True)
         return at_rest
     for x in points():
-        if has_slope(value, x):
+        if has_gradient(value, x):
             return x
     _refuse_rows(problem, layout, islice(points(), _LOOKED_AT))
     raise ValueError(
@@ -80,7 +80,7 @@ def start_elsewhere(
     )
 
 
-def has_slope(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+def has_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     """Return whether an objective and its gradient are finite at a point."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -92,8 +92,8 @@ def has_slope(objective: Callable[[Tensor], Tensor], x: Tensor) -> bool:
             return False
         if not value.requires_grad:
             return True
-        (slope,) = torch.autograd.grad(value, x, materialize_grads=True)
-    return bool(slope.isfinite().all())
+        (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
+    return bool(gradient.isfinite().all())
 
 
 def _point(problem: Problem, layout: Coordinates, place: Place) -> Tensor | None:

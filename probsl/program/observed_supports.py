@@ -103,10 +103,10 @@ def movers(message: Any, leaves: Mapping[str, Tensor]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for part in held:
         if torch.is_tensor(part) and part.requires_grad:
-            slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
                 part.sum(), list(leaves.values()), allow_unused=True, retain_graph=True
             )
-            names = zip(leaves, slopes, strict=True)
+            names = zip(leaves, gradients, strict=True)
             found.update({n: None for n, s in names if s is not None})
     return tuple(name for name in leaves if name in found)
 

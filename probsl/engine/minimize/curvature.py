@@ -88,19 +88,19 @@ class Spectrum:
 
     def is_bowl(self, gradient: NDArray[np.float64]) -> bool:
         """Return whether the model is bounded below: no descent without curvature."""
-        slope = np.abs(self.rotated(gradient))
+        rotated = np.abs(self.rotated(gradient))
         return bool(
             np.all(self._flat[self.null])
-            and np.all(slope[self.null] <= self._negligible)
+            and np.all(rotated[self.null] <= self._negligible)
         )
 
     def newton(
         self, gradient: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
         """Return the pseudo-inverse Newton step [d] and its decrement g'H⁻¹g / 2."""
-        slope = np.where(self.null, 0.0, self.rotated(gradient))
-        step = -slope / np.where(self.null, 1.0, self.values)
-        return self.scale * (self.vectors @ step), float(-slope @ step / 2)
+        rotated = np.where(self.null, 0.0, self.rotated(gradient))
+        step = -rotated / np.where(self.null, 1.0, self.values)
+        return self.scale * (self.vectors @ step), float(-rotated @ step / 2)
 
     def step(self, gradient: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
         """Return the best step [d] of the quadratic model within the radius.
@@ -108,19 +108,19 @@ class Spectrum:
         Flat directions along which nothing can be gained are left out, as with a
         pseudo-inverse.
         """
-        slope = self.rotated(gradient)
-        idle = self._flat & (np.abs(slope) <= self._negligible)
+        rotated = self.rotated(gradient)
+        idle = self._flat & (np.abs(rotated) <= self._negligible)
         values = np.where(idle, max(1.0, self.values[-1]), self.values)
-        step = trust_region(values, np.where(idle, 0.0, slope), radius)
+        step = trust_region(values, np.where(idle, 0.0, rotated), radius)
         scaled: NDArray[np.float64] = self.scale * (self.vectors @ step)
         return scaled
 
 
 @np.errstate(over="ignore")  # of a square: only whether it is large matters
 def trust_region(
-    values: NDArray[np.float64], slope: NDArray[np.float64], radius: float
+    values: NDArray[np.float64], gradient: NDArray[np.float64], radius: float
 ) -> NDArray[np.float64]:
-    """Minimize slope'p + p' diag(values) p / 2 over the steps no longer than a radius.
+    """Minimize gradient'p + p' diag(values) p / 2 over steps up to a radius.
 
     The exact solution, by the secular equation in the offset from the leftmost pole (to
     avoid cancellation), with the hard case: Moré and Sorensen (1983), "Computing a
@@ -131,7 +131,7 @@ def trust_region(
     ----------
     values
         Curvatures [d] along an orthonormal basis.
-    slope
+    gradient
         Gradient [d] along the same basis.
     radius
         Length of the longest step; may be infinite if all curvatures are positive.
@@ -149,33 +149,33 @@ def trust_region(
     >>> trust_region(np.array([-1.0, 2.0]), np.zeros(2), 0.5) + 0.0
     array([0.5, 0. ])
     """
-    size = float(np.abs(slope).max())
+    size = float(np.abs(gradient).max())
     if size > 1e100:  # it exceeds any curvature, and its square overflows
-        return -radius * (slope / size) / np.linalg.norm(slope / size)
+        return -radius * (gradient / size) / np.linalg.norm(gradient / size)
     lowest = int(np.argmin(values))
     if values[lowest] > 0:
-        newton = -slope / values
+        newton = -gradient / values
         if np.linalg.norm(newton) <= radius:
             return newton
     pole = max(0.0, -float(values[lowest]))
     height = values + pole
     at_pole = height <= np.finfo(np.float64).eps * np.abs(values).max()
-    if not np.any(slope[at_pole]):
-        inner = np.where(at_pole, 0.0, -slope / np.where(at_pole, 1.0, height))
+    if not np.any(gradient[at_pole]):
+        inner = np.where(at_pole, 0.0, -gradient / np.where(at_pole, 1.0, height))
         left = radius**2 - float(inner @ inner)
         if np.any(at_pole) and left >= 0:  # the hard case: the rest along the pole
             inner[lowest] = math.sqrt(left) if pole > 0 else 0.0
             return inner
     height = np.where(at_pole, 0.0, height)
-    offset = max(0.0, float(np.max(np.abs(slope) / radius - height)))
-    active = slope != 0
-    s, h = slope[active], height[active]
+    offset = max(0.0, float(np.max(np.abs(gradient) / radius - height)))
+    active = gradient != 0
+    s, h = gradient[active], height[active]
     for _ in range(100):
         length = math.sqrt(float(np.sum((s / (h + offset)) ** 2)))
         excess = (length - radius) / radius
         if abs(excess) <= 1e-8:
             break
         offset += excess * length**2 / float(np.sum(s**2 / (h + offset) ** 3))
-    step = np.zeros_like(slope)
+    step = np.zeros_like(gradient)
     step[active] = -s / (h + offset)
     return step

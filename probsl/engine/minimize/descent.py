@@ -119,7 +119,7 @@ class Descent:
 
     def begin(self) -> End | None:
         """Evaluate the initial point."""
-        self.value, self.gradient = self.landscape.slope(self.x)
+        self.value, self.gradient = self.landscape.value_and_gradient(self.x)
         self.losses.append(self.value)
         if is_finite(self.value, self.gradient):
             return None
@@ -167,7 +167,7 @@ class Descent:
         flat = torch.ones_like(self.x, dtype=torch.bool)
         angles = torch.arange(len(self.x), dtype=self.x.dtype, device=self.x.device)
         for reach in ELSEWHERE:
-            value, gradient = self.landscape.slope(
+            value, gradient = self.landscape.value_and_gradient(
                 self.x + reach * self.unit * angles.cos()
             )
             if is_finite(value, gradient):
@@ -179,8 +179,8 @@ class Descent:
         move, change = x - self.x, gradient - self.gradient
         onward = move * self.travel >= -0.1 * self.travel**2
         self.travel = torch.where(onward, self.travel, 0.0) + move
-        same_slope = change.abs() <= 1e-6 * gradient.abs()
-        self._steady = same_slope & (move.abs() > 0.1 * self.travel.abs())
+        same_gradient = change.abs() <= 1e-6 * gradient.abs()
+        self._steady = same_gradient & (move.abs() > 0.1 * self.travel.abs())
         self.x, self.value, self.gradient, self.hessian = x, value, gradient, None
         if len(self.influential) < len(x):
             moved = np.flatnonzero(array(gradient))
@@ -263,7 +263,9 @@ class Descent:
         ends = self.x.new_tensor([drop - level, before, after])
         if bool(doubtful(*ends)):
             between = [self.x + share * step for share in ON_THE_WAY]
-            places += [(place, *self.landscape.slope(place)) for place in between]
+            places += [
+                (place, *self.landscape.value_and_gradient(place)) for place in between
+            ]
         enough = SMALL * drop
         return all(
             rounding_at(self.landscape, place, unit, count=count, enough=enough)

@@ -59,7 +59,7 @@ def lower_aside(
         for step in (*directions.T, directions.sum(axis=1)):
             for side in (reach, -reach):
                 x = descent.x + descent.tensor(side * width * step)
-                value, gradient = descent.landscape.slope(x)
+                value, gradient = descent.landscape.value_and_gradient(x)
                 visible = value < descent.value - 100 * descent.noise
                 if visible and is_finite(value, gradient):
                     return x, value, gradient
@@ -121,15 +121,15 @@ def level_at(
     """
     if minimum.null_space is None or minimum.hessian is None:
         return False
-    slope = array(Landscape(objective).slope(x)[1])
+    gradient = array(Landscape(objective).value_and_gradient(x)[1])
     scale = curvature_scale(array(minimum.hessian).diagonal(), array(minimum.x))
-    along = (scale * slope) @ array(minimum.null_space)
-    return bool((np.abs(along) <= 1e-6 * np.linalg.norm(scale * slope)).all())
+    along = (scale * gradient) @ array(minimum.null_space)
+    return bool((np.abs(along) <= 1e-6 * np.linalg.norm(scale * gradient)).all())
 
 
 def _level(descent: Descent, step: Array, reach: float) -> bool:
     """Whether the objective is constant along a step [d] of a length, on both sides."""
     sides = (descent.x + descent.tensor(s * reach * step) for s in (1.0, -1.0))
-    values = [descent.landscape.slope(x)[0] for x in sides]
+    values = [descent.landscape.value_and_gradient(x)[0] for x in sides]
     rise = max(abs(value - descent.value) for value in values)
     return math.isfinite(rise) and rise <= 10 * descent.noise

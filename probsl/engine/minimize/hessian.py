@@ -138,9 +138,9 @@ def rows_together(gradient: Tensor, x: Tensor, matrix: int) -> int:
         return 1
     largest = 1
 
-    def measure(slopes: Sequence[Tensor | None]) -> None:
+    def measure(gradients: Sequence[Tensor | None]) -> None:
         nonlocal largest
-        sizes = [s.numel() * s.element_size() for s in slopes if s is not None]
+        sizes = [s.numel() * s.element_size() for s in gradients if s is not None]
         largest = max(largest, *sizes)
 
     handles = [node.register_prehook(measure) for node in nodes_of(gradient)]

@@ -127,7 +127,7 @@ def _on_the_floor(
         lower = model.corrected(point[0], point[2])
         if lower is None:
             break
-        corrected = (lower, *descent.landscape.slope(lower))
+        corrected = (lower, *descent.landscape.value_and_gradient(lower))
         if not (corrected[1] < point[1] and is_finite(*corrected[1:])):
             break
         point = corrected
@@ -146,7 +146,7 @@ def _side(
     unit = descent.tensor(np.minimum(model.width, array(descent.unit)))
     for reach in REACHES:
         x = descent.x + descent.tensor(reach * direction)
-        value, gradient = descent.landscape.slope(x)
+        value, gradient = descent.landscape.value_and_gradient(x)
         if not is_finite(value, gradient):
             return True, places
         x, value, gradient = _on_the_floor(descent, model, (x, value, gradient))

@@ -44,7 +44,7 @@ ASIDE = 1e-7
 ROUNDS, FURTHER = 20, 5
 
 
-class Slope(NamedTuple):
+class Tangent(NamedTuple):
     """The objective and its gradient at a nearby point: a linearization.
 
     Attributes
@@ -55,14 +55,14 @@ class Slope(NamedTuple):
         The objective, penalty included.
     gradient
         The gradient [d], without the penalty.
-    slope
+    subgradient
         The gradient [d] along the axes of the `Ground`, penalty included.
     """
 
     x: Tensor
     value: float
     gradient: Tensor
-    slope: Array
+    subgradient: Array
 
     @property
     def finite(self) -> bool:
@@ -91,7 +91,7 @@ class Ground:
     def __init__(self, descent: Descent) -> None:
         self.descent = descent
         self.size = len(descent.x)
-        self.seen: list[Slope] = []
+        self.seen: list[Tangent] = []
         self.axes = np.diag(units(descent))
         self._from_axes = np.diag(1 / np.diag(self.axes))
         for _ in range(2):
@@ -107,7 +107,7 @@ class Ground:
         for i, step in enumerate(np.eye(self.size)):
             sides = (self.look(step), self.look(-step))
             if all(side.finite for side in sides):
-                bends[i] = (sides[0].slope - sides[1].slope) / 2
+                bends[i] = (sides[0].subgradient - sides[1].subgradient) / 2
         values, vectors = np.linalg.eigh((bends + bends.T) / 2)
         values = np.abs(values)
         values = np.where(values > 1e-13 * values.max(), values, 1.0)
@@ -121,43 +121,43 @@ class Ground:
         descent = self.descent
         return 10 * descent.precision * max(1.0, abs(descent.value))
 
-    def here(self) -> Slope:
+    def here(self) -> Tangent:
         """Return the linearization at the current point."""
         descent = self.descent
-        return self._slope(descent.x, descent.value, descent.gradient)
+        return self._tangent(descent.x, descent.value, descent.gradient)
 
-    def look(self, step: Array) -> Slope:
+    def look(self, step: Array) -> Tangent:
         """Evaluate at a step [d], along the axes, from the current point."""
         x = self.descent.x + self.descent.tensor(self.axes @ step)
-        found = self._slope(x, *self.descent.landscape.slope(x))
+        found = self._tangent(x, *self.descent.landscape.value_and_gradient(x))
         if found.finite:
             self.seen = [*self.seen[-6 * self.size - 60 :], found]
         return found
 
-    def go(self, there: Slope) -> None:
+    def go(self, there: Tangent) -> None:
         """Accept a step."""
         self.descent.accept(there.x, there.value, there.gradient)
 
-    def misses(self, tangents: list[Slope]) -> Array:
+    def misses(self, tangents: list[Tangent]) -> Array:
         """Return the linearization error [m] of each tangent, larger for distant ones.
 
         Kiwiel (1985), "Methods of descent for nondifferentiable optimization".
         """
         away = np.stack([array(t.x - self.descent.x) for t in tangents])
         away = away @ self._from_axes.T
-        slopes = np.stack([t.slope for t in tangents])
+        subgradients = np.stack([t.subgradient for t in tangents])
         values = np.array([t.value for t in tangents])
-        off = self.descent.value - (values - (slopes * away).sum(axis=1))
+        off = self.descent.value - (values - (subgradients * away).sum(axis=1))
         missed: Array = np.maximum(np.abs(off), 0.1 * (away**2).sum(axis=1))
         return missed
 
-    def _slope(self, x: Tensor, value: float, gradient: Tensor) -> Slope:
+    def _tangent(self, x: Tensor, value: float, gradient: Tensor) -> Tangent:
         full, l1 = gradient, self.descent.landscape.l1
         if not is_finite(value, gradient):
-            return Slope(x, value, gradient, np.full(self.size, math.nan))
+            return Tangent(x, value, gradient, np.full(self.size, math.nan))
         if l1 is not None:
             full = gradient + l1.weight * (x - l1.center).sign()
-        return Slope(x, value, gradient, self.axes.T @ array(full))
+        return Tangent(x, value, gradient, self.axes.T @ array(full))
 
 
 def cross_kinks(descent: Descent) -> End | None:
@@ -185,13 +185,16 @@ def descend_kinks(descent: Descent) -> End:
     return run_down(Ground(descent)) or End(Ending.STALLED)
 
 
-def at_kink(ground: Ground, tangents: list[Slope]) -> End | None:
+def at_kink(ground: Ground, tangents: list[Tangent]) -> End | None:
     """Return the verdict at a point where a mean of gradients is zero."""
     descent = ground.descent
     center_zeros(descent, ground.noise)
-    slopes = np.stack([t.slope for t in tangents])
-    jumps = slopes - slopes.mean(axis=0)
-    if len(slopes) == 1 or np.abs(jumps).max() < 1e-3 * np.abs(slopes).max():
+    subgradients = np.stack([t.subgradient for t in tangents])
+    jumps = subgradients - subgradients.mean(axis=0)
+    if (
+        len(subgradients) == 1
+        or np.abs(jumps).max() < 1e-3 * np.abs(subgradients).max()
+    ):
         return None
     descent.hessian = descent.landscape.hessian(descent.x)
     hessian = ground.axes.T @ descent.hessian @ ground.axes
@@ -224,7 +227,7 @@ def center_zeros(descent: Descent, noise: float) -> None:
     if not bool(near.any()):
         return
     x = descent.x.where(~near, l1.center)
-    value, gradient = descent.landscape.slope(x)
+    value, gradient = descent.landscape.value_and_gradient(x)
     if is_finite(value, gradient) and value <= descent.value + noise:
         descent.accept(x, value, gradient)
 
@@ -242,7 +245,7 @@ def units(descent: Descent) -> Array:
         step = np.zeros(len(unit))
         step[i] = reach
         sides = (descent.x + descent.tensor(s * step) for s in (1.0, -1.0))
-        values = [descent.landscape.slope(x)[0] for x in sides]
+        values = [descent.landscape.value_and_gradient(x)[0] for x in sides]
         return sum(values) - 2 * descent.value
 
     for i in range(len(unit)):
@@ -271,14 +274,14 @@ def run_down(ground: Ground) -> End | None:
     for turn in range(100 * ground.size + 1000):
         if descent.spent:
             return End(Ending.MAX_STEPS)
-        direction = -ground.inverse @ here.slope
+        direction = -ground.inverse @ here.subgradient
         if turn == 0:
             direction /= max(1.0, float(np.linalg.norm(direction)))
         there, step = weak_search(ground, here, direction)
         if there is None:
             return None
         ground.go(there)
-        learn(ground, step, there.slope - here.slope, first=turn == 0)
+        learn(ground, step, there.subgradient - here.subgradient, first=turn == 0)
         here = there
         verdict = spike(ground) or descent.unbounded()
         if verdict is not None:
@@ -289,10 +292,10 @@ def run_down(ground: Ground) -> End | None:
 
 
 def weak_search(
-    ground: Ground, here: Slope, direction: Array
-) -> tuple[Slope | None, Array]:
+    ground: Ground, here: Tangent, direction: Array
+) -> tuple[Tangent | None, Array]:
     """Find a point that satisfies the weak Wolfe conditions, by bisection."""
-    start = float(here.slope @ direction)
+    start = float(here.subgradient @ direction)
     low, high, t = 0.0, math.inf, 1.0
     if not start < 0:
         return None, direction
@@ -300,7 +303,7 @@ def weak_search(
         there = ground.look(t * direction)
         if not there.finite or there.value > here.value + 1e-4 * t * start:
             high = t
-        elif there.slope @ direction < 0.5 * start:
+        elif there.subgradient @ direction < 0.5 * start:
             low = t
         else:
             return there, t * direction
@@ -326,7 +329,7 @@ def learn(ground: Ground, step: Array, change: Array, *, first: bool) -> None:
     ground.inverse = ground.inverse + (rank - both - both.T) / curvature
 
 
-def closest(ground: Ground) -> list[Slope]:
+def closest(ground: Ground) -> list[Tangent]:
     """Return the recent linearizations with the smallest error at this point."""
     if not ground.seen:
         return [ground.here()]
@@ -334,22 +337,22 @@ def closest(ground: Ground) -> list[Slope]:
     return [ground.seen[i] for i in order]
 
 
-def level(ground: Ground, tangents: list[Slope]) -> tuple[Array, bool, Array]:
+def level(ground: Ground, tangents: list[Tangent]) -> tuple[Array, bool, Array]:
     """Return the best mean gradient [d], whether it is zero, and its weights [m].
 
     Half its squared norm plus the mean linearization error is the gain of the best step
     under the curvature that the units imply.
     """
-    slopes = np.stack([t.slope for t in tangents])
+    subgradients = np.stack([t.subgradient for t in tangents])
     missed = ground.misses(tangents)
-    weights = lightest(slopes @ slopes.T, missed)
-    mean: Array = slopes.T @ weights
+    weights = lightest(subgradients @ subgradients.T, missed)
+    mean: Array = subgradients.T @ weights
     gain = float(mean @ mean) / 2 + float(missed @ weights)
     enough = max(ground.descent.tolerance, ground.noise)
     return mean, gain <= enough, weights
 
 
-def prove(ground: Ground) -> list[Slope] | None:
+def prove(ground: Ground) -> list[Tangent] | None:
     """Return linearizations whose mean gradient is zero, or None if none are found.
 
     As long as the mean is not zero, it gives a descent direction or an unexplored side.
@@ -375,7 +378,7 @@ def prove(ground: Ground) -> list[Slope] | None:
             t *= 0.1
         if lower:
             ground.go(there)
-        elif not there.finite or float(there.slope @ mean) > 0.5 * steep:
+        elif not there.finite or float(there.subgradient @ mean) > 0.5 * steep:
             return None  # no new information: rounding
         tangents = [*tangents[: 3 * ground.size + 30], there]
     return None
@@ -387,14 +390,14 @@ def spike(ground: Ground) -> End | None:
     That is, while a coordinate that is free to move (the log of the width) diverged.
     """
     descent = ground.descent
-    slope = array(descent.gradient.abs())
-    steep = slope
+    here = array(descent.gradient.abs())
+    steep = here
     for there in ground.seen[-PAUSE:]:
         steep = np.maximum(steep, array(there.gradient.abs()))
     narrow = steep * np.abs(array(descent.x)) * descent.precision**0.6 > 1
     narrow |= steep * array(descent.unit) * NARROWEST > 1
     ran = (np.abs(array(descent.x - descent.start)) > FAR_ON_LOG_SCALE) & (
-        slope < FAR_ON_LOG_SCALE
+        here < FAR_ON_LOG_SCALE
     )
     if not (narrow.any() and ran.any()):
         return None

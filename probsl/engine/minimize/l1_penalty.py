@@ -68,12 +68,12 @@ class L1Penalty:
         within = torch.sign(gradient) * (gradient.abs() - self.weight).clamp(min=0.0)
         return torch.where(side == 0, within, gradient + self.weight * side)
 
-    def free(self, x: Tensor, slope: Tensor) -> Tensor:
+    def free(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Return whether a coordinate is off the kink, or a descent leaves it."""
-        return (x != self.center) | (slope != 0)
+        return (x != self.center) | (gradient != 0)
 
     def aligned(
-        self, x: Tensor, direction: Tensor, slope: Tensor, unit: Tensor
+        self, x: Tensor, direction: Tensor, gradient: Tensor, unit: Tensor
     ) -> Tensor:
         """Return the direction without the components that leave a kink upward.
 
@@ -81,15 +81,15 @@ class L1Penalty:
         coordinates. Andrew and Gao (2007), section 3.2, drop all components that go up;
         but off the kinks the penalty is linear, and such a component may be right.
         """
-        up = (self.weight > 0) & (x == self.center) & (direction * slope >= 0)
+        up = (self.weight > 0) & (x == self.center) & (direction * gradient >= 0)
         kept = torch.where(up, 0.0, direction)
-        downhill = (kept * slope).sum(-1, keepdim=True) < 0
-        return torch.where(downhill, kept, -(unit**2) * slope)
+        downhill = (kept * gradient).sum(-1, keepdim=True) < 0
+        return torch.where(downhill, kept, -(unit**2) * gradient)
 
-    def orthant(self, x: Tensor, slope: Tensor) -> Tensor:
+    def orthant(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Return the side of the center on which a descent from a point stays."""
         offset = x - self.center
-        return torch.where(offset == 0, -torch.sign(slope), torch.sign(offset))
+        return torch.where(offset == 0, -torch.sign(gradient), torch.sign(offset))
 
     def projected(self, x: Tensor, orthant: Tensor) -> Tensor:
         """Return the point, with coordinates outside the orthant at the center."""

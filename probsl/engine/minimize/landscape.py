@@ -39,7 +39,7 @@ class Landscape:
         self.l1 = l1
         self._hessian = Hessian(objective)
 
-    def slope(self, x: Tensor) -> tuple[float, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Return the value, penalty included, and the gradient [d] without it.
 
         A matrix that cannot be factorized is treated like a value of NaN.

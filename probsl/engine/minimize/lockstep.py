@@ -16,7 +16,7 @@ from probsl.engine.minimize.limited_memory import LimitedMemory
 from probsl.engine.minimize.line_search import DECREASE, STEEPNESS
 from probsl.engine.minimize.minimum import Minima
 from probsl.engine.minimize.rounding import doubtful
-from probsl.engine.minimize.vectorized import each_tensor, single, slopes_of
+from probsl.engine.minimize.vectorized import each_tensor, single, values_and_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Lines:
     x, values, gradients
         The start of the line, the objective there with the penalty, and its gradient
         without it.
-    slopes
+    pseudo_gradients
         The gradient there, or the pseudo-gradient if there is a penalty.
     directions, along
         The direction of the line, and the directional derivative at its start.
@@ -57,7 +57,7 @@ class Lines:
     x: Tensor
     values: Tensor
     gradients: Tensor
-    slopes: Tensor
+    pseudo_gradients: Tensor
     directions: Tensor
     along: Tensor
     t: Tensor
@@ -144,7 +144,7 @@ class Lockstep:
 
     def begin(self) -> None:
         """Evaluate the initial points; searches with nonfinite values end there."""
-        self._values, gradients = self._slopes(self._x)
+        self._values, gradients = self._values_and_gradients(self._x)
         self._losses.append(self._values.clone())
         unit = self._measured(self._x[0])
         self._memory = LimitedMemory(unit, len(self._x), MEMORY)
@@ -160,16 +160,16 @@ class Lockstep:
         x = lines.x + lines.t[:, None] * lines.directions
         expected = lines.t * lines.along
         if l1 is not None:
-            orthant = l1.orthant(lines.x, lines.slopes)
+            orthant = l1.orthant(lines.x, lines.pseudo_gradients)
             x = l1.projected(x, orthant)
-            expected = (lines.slopes * (x - lines.x)).sum(1)
-        values, gradients = self._slopes(x)
+            expected = (lines.pseudo_gradients * (x - lines.x)).sum(1)
+        values, gradients = self._values_and_gradients(x)
         finite = values.isfinite() & gradients.isfinite().all(1)
         end = (gradients * lines.directions).sum(1)
         reached, long = lines.t * end, end >= STEEPNESS * lines.along
         if l1 is not None:  # the penalty is linear in the orthant
-            slopes = gradients + l1.weight * orthant
-            reached, long = (slopes * (x - lines.x)).sum(1), torch.ones_like(long)
+            one_sided = gradients + l1.weight * orthant
+            reached, long = (one_sided * (x - lines.x)).sum(1), torch.ones_like(long)
         change = values - lines.values
         noise = 10 * self._precision * lines.values.abs().clamp(min=1.0)
         low = change <= DECREASE * expected
@@ -201,12 +201,12 @@ class Lockstep:
             self._x, self._values, self.converged, losses, self._steps, interrupted
         )
 
-    def _slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _values_and_gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return values, penalty included, and gradients without it."""
         extra = self._extra
         if extra is not None and len(x) < len(self._x):
             extra = each_tensor(lambda tensor: tensor[self.active], extra)
-        values, gradients = slopes_of(self._objective, x, extra)
+        values, gradients = values_and_gradients(self._objective, x, extra)
         return values if self._l1 is None else values + self._l1.value(x), gradients
 
     def _measured(self, x: Tensor) -> Tensor:
@@ -225,14 +225,14 @@ class Lockstep:
     def _aim(self, fresh: Tensor, lost: Tensor | None = None) -> None:
         """Give searches without a direction a new one, and end those that converged."""
         lines, l1, unit = self._lines, self._l1, self._memory.scale
-        slopes = lines.gradients
+        pseudo_gradients = lines.gradients
         if l1 is not None:
-            slopes = l1.pseudo_gradient(lines.x, slopes)
-        free = None if l1 is None else l1.free(lines.x, slopes)
-        directions = -self._memory.apply(slopes, free)
+            pseudo_gradients = l1.pseudo_gradient(lines.x, pseudo_gradients)
+        free = None if l1 is None else l1.free(lines.x, pseudo_gradients)
+        directions = -self._memory.apply(pseudo_gradients, free)
         if l1 is not None:
-            directions = l1.aligned(lines.x, directions, slopes, unit)
-        along = (slopes * directions).sum(1)
+            directions = l1.aligned(lines.x, directions, pseudo_gradients, unit)
+        along = (pseudo_gradients * directions).sum(1)
         # One such step may be a bend of a curved valley; two in a row are its floor.
         small = -along / 2 < self._tolerance
         calm = torch.where(small, lines.calm + 1, 0)
@@ -248,7 +248,7 @@ class Lockstep:
         first = (1 / (directions / unit).norm(dim=1)).clamp(max=1.0)
         lines.replace(
             fresh,
-            slopes=slopes,
+            pseudo_gradients=pseudo_gradients,
             directions=directions,
             along=along,
             t=torch.where(self._memory.known, 1.0, first),

@@ -126,7 +126,10 @@ def minimize(
         if end is None:
             descent.measure(exact=exact)
             if known_point is not None and not torch.equal(known_point, descent.x):
-                there = (known_point, *descent.landscape.slope(known_point))
+                there = (
+                    known_point,
+                    *descent.landscape.value_and_gradient(known_point),
+                )
                 if descent.believes(*there, careful=True):
                     descent.accept(*there)
             end = descend(descent, rough=exact)
@@ -158,15 +161,15 @@ def descend(descent: Descent, *, rough: bool) -> End:
     tolerance = math.sqrt(descent.tolerance) if early else descent.tolerance
     budget = len(descent.x) // 3 if rough else math.inf
     while not descent.spent and len(descent.losses) <= budget:
-        slope = descent.gradient
+        gradient = descent.gradient
         if l1 is None:
-            direction = -memory.apply(slope[None])[0]
+            direction = -memory.apply(gradient[None])[0]
         else:
-            slope = l1.pseudo_gradient(descent.x, slope)
-            free = l1.free(descent.x, slope)
-            direction = -memory.apply(slope[None], free[None])[0]
-            direction = l1.aligned(descent.x, direction, slope, descent.unit)
-        gain = -float(slope @ direction) / 2
+            gradient = l1.pseudo_gradient(descent.x, gradient)
+            free = l1.free(descent.x, gradient)
+            direction = -memory.apply(gradient[None], free[None])[0]
+            direction = l1.aligned(descent.x, direction, gradient, descent.unit)
+        gain = -float(gradient @ direction) / 2
         if rough and gain < tolerance:
             break
         end = descent.unbounded() or convergence.judge(direction, descent.unit, gain)
@@ -175,7 +178,7 @@ def descend(descent: Descent, *, rough: bool) -> End:
         length = float((direction / descent.unit).norm())
         known = bool(memory.known)
         first = 1.0 if known else min(1.0, 1 / max(length, 1e-300))
-        found, hit_nonfinite = search(descent, direction, slope, first)
+        found, hit_nonfinite = search(descent, direction, gradient, first)
         worth = max(descent.tolerance, descent.noise)
         if hit_nonfinite and found is not None and descent.value - found[1] <= worth:
             found = None  # it would creep along the boundary forever
@@ -220,7 +223,10 @@ def leads_down(descent: Descent, way: Tensor) -> bool:
     """Whether the objective fell visibly along [d], and would not rise beyond."""
 
     def rise(share: float) -> float:
-        return descent.landscape.slope(descent.x + share * way)[0] - descent.value
+        return (
+            descent.landscape.value_and_gradient(descent.x + share * way)[0]
+            - descent.value
+        )
 
     noise = descent.noise
     return rise(-1.0) > 1e3 * noise and all(rise(s) <= noise for s in (0.25, 0.5, 1.0))

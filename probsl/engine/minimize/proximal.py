@@ -56,7 +56,7 @@ class ProximalModel:
         self._center = array(l1.center)[free]
         self._weight = array(l1.weight)[free] * scale
         self._here = (x[free] - self._center) / scale
-        self._slope = array(descent.gradient)[free] * scale
+        self._gradient = array(descent.gradient)[free] * scale
         self._hessian = hessian[np.ix_(free, free)] * scale * scale[:, None]
         self._convex = convex_part(self._hessian, 100 * len(free) * descent.precision)
         self._fall = np.zeros(len(free))
@@ -73,13 +73,15 @@ class ProximalModel:
             precision=descent.precision,
             negligible=max(descent.tolerance, descent.noise),
         )
-        slope = (self._slope + self._weight * np.sign(here))[free] / self._scale[free]
-        step, decrement = spectrum.newton(slope)
-        pull = np.maximum(np.abs(self._slope) - self._weight, 0.0)[~free]
+        gradient = (self._gradient + self._weight * np.sign(here))[free] / self._scale[
+            free
+        ]
+        step, decrement = spectrum.newton(gradient)
+        pull = np.maximum(np.abs(self._gradient) - self._weight, 0.0)[~free]
         self.decrement = decrement + float(pull @ pull) / 2
         after = here[free] + step / self._scale[free]
         crossing = (self._weight[free] > 0) & (after * here[free] < 0)
-        self.is_bowl = spectrum.is_bowl(slope) and not crossing.any()
+        self.is_bowl = spectrum.is_bowl(gradient) and not crossing.any()
         self.newton = np.zeros(len(hessian))
         self.newton[face] = step
         null = spectrum.vectors[:, spectrum.null]
@@ -96,9 +98,9 @@ class ProximalModel:
         """
         damping = 0.0
         end = self._lowest(damping)
-        slope = self.residual(self._descent.x, self._descent.gradient)
+        length = self.residual(self._descent.x, self._descent.gradient)
         while np.linalg.norm(end - self._here) > 1.5 * radius:
-            damping = max(4 * damping, slope / radius, 1e-8)
+            damping = max(4 * damping, length / radius, 1e-8)
             end = self._lowest(damping)
         if self._fall.any():  # away from a saddle, where the gradient is zero
             fall = min(radius, 1.0) * self._fall
@@ -123,13 +125,13 @@ class ProximalModel:
     def _lowest(self, damping: float) -> Array:
         """Minimize model, penalty and a damping term, in scaled offsets."""
         hessian = self._convex + damping * np.eye(len(self._here))
-        linear = self._slope - hessian @ self._here
+        linear = self._gradient - hessian @ self._here
         return quadratic_lasso(hessian, linear, self._weight, start=self._here)
 
     def _gain(self, end: Array) -> float:
         step = end - self._here
         rise = self._weight @ (np.abs(end) - np.abs(self._here))
-        return -float(self._slope @ step + step @ self._hessian @ step / 2 + rise)
+        return -float(self._gradient @ step + step @ self._hessian @ step / 2 + rise)
 
     def _point(self, end: Array) -> Tensor:
         """Return the point [d] at scaled offsets; the center where they are 0."""
@@ -203,12 +205,12 @@ def quadratic_lasso(
             v[first], signs[first], free[first] = 0.0, 0.0, False
             continue
         v = target
-        slope = hessian @ v + linear
-        excess = np.where(free, -np.inf, np.abs(slope) - weight - slack)
+        gradient = hessian @ v + linear
+        excess = np.where(free, -np.inf, np.abs(gradient) - weight - slack)
         strongest = int(np.argmax(excess))
         if excess[strongest] <= 0:
             break
-        signs[strongest], free[strongest] = -np.sign(slope[strongest]), True
+        signs[strongest], free[strongest] = -np.sign(gradient[strongest]), True
     return v
 
 
@@ -222,14 +224,14 @@ def coordinate_descent(
     """
     v = start.copy()
     diagonal = np.diag(hessian)
-    slope = hessian @ v + linear
+    gradient = hessian @ v + linear
     for sweep in range(sweeps):
         signs = np.sign(v)
         for i in range(len(v)):
-            pull = slope[i] - diagonal[i] * v[i]
+            pull = gradient[i] - diagonal[i] * v[i]
             new = -math.copysign(max(abs(pull) - weight[i], 0.0), pull) / diagonal[i]
             if new != v[i]:
-                slope += hessian[i] * (new - v[i])
+                gradient += hessian[i] * (new - v[i])
                 v[i] = new
         if sweep > 2 and np.array_equal(signs, np.sign(v)):
             break

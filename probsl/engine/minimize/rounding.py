@@ -108,8 +108,8 @@ def rounding_at(
         return MARGIN * max(linear)
     rest = []
     for other in near:
-        level, slope = landscape.slope(other)
-        mean = (gradient + slope) / 2  # exact if the gradient is linear
+        level, other_gradient = landscape.value_and_gradient(other)
+        mean = (gradient + other_gradient) / 2  # exact if the gradient is linear
         level = level - landscape.penalty(other)
         rest.append(abs(level - value - float(mean @ (other - x))))
     if not all(map(math.isfinite, rest)):

@@ -143,8 +143,8 @@ class SmoothModel:
         spectrum, free = self._spectrum, self._free
         step = array(trial - self._descent.x)[free] / spectrum.scale
         along = step / np.linalg.norm(step)
-        slope = array(gradient)[free]
-        across = spectrum.step(slope, float(np.linalg.norm(step))) / spectrum.scale
+        part = array(gradient)[free]
+        across = spectrum.step(part, float(np.linalg.norm(step))) / spectrum.scale
         across -= along * (along @ across)
         full = np.zeros_like(self.newton)
         full[free] = across * spectrum.scale
@@ -284,7 +284,7 @@ def refine(descent: Descent, model: Model) -> bool:
     x = model.bottom()
     if descent.spent or torch.equal(x, descent.x):
         return False
-    value, gradient = descent.landscape.slope(x)
+    value, gradient = descent.landscape.value_and_gradient(x)
     before = model.residual(descent.x, descent.gradient)
     closer = model.residual(x, gradient) < 0.1 * before
     as_low = value <= descent.value + descent.noise
@@ -330,7 +330,7 @@ def advance(descent: Descent, model: Model, radius: float) -> tuple[float, bool]
         trial, gain, distance = model.trial(radius)
         if not gain > 0 or torch.equal(trial, descent.x):
             return 0.0, hit_nonfinite
-        value, gradient = descent.landscape.slope(trial)
+        value, gradient = descent.landscape.value_and_gradient(trial)
         hit_nonfinite = not is_finite(value, gradient)
         if not hit_nonfinite:
             point = corrected_point(descent, model, gain, (trial, value, gradient))
@@ -370,7 +370,7 @@ def corrected_point(
         x = model.corrected(trial[0], trial[2])
         if x is None:
             break
-        value, gradient = descent.landscape.slope(x)
+        value, gradient = descent.landscape.value_and_gradient(x)
         if not (is_finite(value, gradient) and value <= trial[1]):
             break
         trial = (x, value, gradient)

@@ -14,7 +14,7 @@ from probsl.engine.minimize.landscape import Landscape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["each_tensor", "single", "slopes_of", "vectorizes"]
+__all__ = ["each_tensor", "single", "values_and_gradients", "vectorizes"]
 
 
 def vectorizes(
@@ -38,18 +38,19 @@ def vectorizes(
         return False
     precision = math.sqrt(torch.finfo(starts.dtype).eps)
     for i in range(2):
-        value, gradient = Landscape(single(objective, extra, i)).slope(starts[i])
-        slopes = torch.cat([gradients[i], values[i : i + 1]])
+        landscape = Landscape(single(objective, extra, i))
+        value, gradient = landscape.value_and_gradient(starts[i])
+        found = torch.cat([gradients[i], values[i : i + 1]])
         expected = torch.cat([gradient, gradient.new_tensor([value])])
         size = float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max())
         if not torch.allclose(
-            slopes, expected, rtol=precision, atol=precision * size, equal_nan=True
+            found, expected, rtol=precision, atol=precision * size, equal_nan=True
         ):
             return False
     return True
 
 
-def slopes_of(
+def values_and_gradients(
     objective: Callable[..., Tensor], x: Tensor, extra: Any = None
 ) -> tuple[Tensor, Tensor]:
     """Return the values [k] and gradients [k, d] at many points [k, d].
@@ -61,7 +62,8 @@ def slopes_of(
         return _vectorized(objective, x, extra)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         each = [
-            Landscape(single(objective, extra, i)).slope(x[i]) for i in range(len(x))
+            Landscape(single(objective, extra, i)).value_and_gradient(x[i])
+            for i in range(len(x))
         ]
         values = x.new_tensor([value for value, _ in each])
         return values, torch.stack([gradient for _, gradient in each])

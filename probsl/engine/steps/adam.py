@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probsl.engine.steps.first_order import Objective, bad_coordinates, drifts, slope
+from probsl.engine.steps.first_order import (
+    Objective,
+    bad_coordinates,
+    drifts,
+    value_and_gradient,
+)
 from probsl.engine.steps.step import Step, Walk
 
 if TYPE_CHECKING:
@@ -230,7 +235,7 @@ class AdamWalk:
         """
         named = dict(zip(self._names, given, strict=True))
         x, first, second, mean, drift, squares = state.unbind()
-        loss, gradient = slope(self._objective, x, named, self._clip)
+        loss, gradient = value_and_gradient(self._objective, x, named, self._clip)
         b1, b2 = self._options.betas
         first = b1 * first + (1 - b1) * gradient
         second = b2 * second + (1 - b2) * gradient.square()

@@ -14,7 +14,7 @@ from probsl.engine.steps.first_order import (
     SchedulerFactory,
     bad_coordinates,
     drifts,
-    slope,
+    value_and_gradient,
 )
 from probsl.engine.steps.step import Step, scattered
 
@@ -66,7 +66,7 @@ class OptimizerWalk:
         self._squares = torch.zeros_like(self.mean)
         self._window = 0
         self.step = Step(
-            lambda x, *given: slope(
+            lambda x, *given: value_and_gradient(
                 objective, x, dict(zip(self._names, given, strict=True)), clip
             )
         )

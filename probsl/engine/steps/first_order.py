@@ -65,7 +65,7 @@ def made_optimizer(
     return made
 
 
-def slope(
+def value_and_gradient(
     objective: Objective, x: Tensor, given: Mapping[str, Tensor], clip: float | None
 ) -> tuple[Tensor, Tensor]:
     """Return the objective and its gradient ``[d]``, clipped to a norm.
@@ -113,5 +113,5 @@ def bad_coordinates(
     objective: Objective, x: Tensor, given: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """Return the coordinates whose gradient is not finite."""
-    _, gradient = slope(objective, x, given, None)
+    _, gradient = value_and_gradient(objective, x, given, None)
     return tuple((~gradient.isfinite()).nonzero().flatten().tolist())

@@ -85,7 +85,9 @@ def fresh_bound(
     chunk = max(1, min(_CHUNK, _CHUNK_ELEMENTS // size))
     drawn = [standardized(noise, half, stream_seed(seed, name)) for name in _HALVES]
     halves = [
-        _slope(lambda point, z: many(raw(point), z), start, draws.split(chunk))
+        _values_and_gradient(
+            lambda point, z: many(raw(point), z), start, draws.split(chunk)
+        )
         for draws in drawn
     ]
     values = size * torch.cat([found for found, _ in halves]).double()
@@ -99,7 +101,7 @@ def fresh_bound(
     return FreshBound(float(values.mean()), error, promise)
 
 
-def _slope(
+def _values_and_gradient(
     objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, chunks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the values ``[count]`` at draws, and the gradient of their mean."""

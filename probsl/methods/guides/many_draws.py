@@ -86,8 +86,8 @@ class ManyDraws:
             captured = capture(one, examples)
             _make_vectorizable(captured.graph)
             graph = torch.func.vmap(captured, in_dims=(None, 0))
-            found = self._slope(lambda x: graph(x, draws[:2])[0])
-            expected = self._slope(
+            found = self._value_and_gradient(lambda x: graph(x, draws[:2])[0])
+            expected = self._value_and_gradient(
                 lambda x: torch.stack([self._one(x, z) for z in draws[:2]])
             )
             torch.testing.assert_close(found, expected)
@@ -98,7 +98,7 @@ class ManyDraws:
         else:
             self.way, self._graph = "graph", graph
 
-    def _slope(
+    def _value_and_gradient(
         self, objective: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.enable_grad():
