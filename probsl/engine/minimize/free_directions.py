@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["free_part", "level_at", "lower_aside"]
 
-# Distances of the points to test, in units of the coordinates.
+# Distances of the points to test for lower ones, in units of the coordinates.
 ASIDE = (1e-3, 0.1, 1.0)
-# Share of the displacement that must remain for a direction to be free.
-LEFT = 0.5
+# Distances at which to test whether a direction is free; the last one is beyond the
+# ends of a flat segment between two kinks.
+REACHES = (0.1, 1.0, 10.0)
+# Share of the displacement that must remain for a direction to be free, near and at the
+# last distance, where a curved valley has turned away.
+LEFT, LEFT_FAR = 0.5, 0.25
 # Up to this many directions are tested one by one; more are assumed to be free.
 FOLLOWED = 10
 # Steps of each test minimization.
@@ -84,32 +88,51 @@ def free_part(
     count = directions.shape[1]
     signs = np.cos(1.0 + np.arange(count))
     together = width * (directions @ signs)
-    if count > FOLLOWED or all(_level(descent, together, r) for r in ASIDE[1:]):
+    if count > FOLLOWED or all(_level(descent, together, r) for r in REACHES):
         return directions
-    left = np.zeros((count, count))
+    left = np.eye(count)
     for k in range(count):
         step = width * directions[:, k]
-        reach = next((r for r in ASIDE[1:] if not _level(descent, step, r)), None)
+        reach = next((r for r in REACHES if not _level(descent, step, r)), None)
         if reach is None:
-            left[k, k] = 1.0
             continue
-        way = Descent(
-            descent.landscape,
-            descent.x + descent.tensor(reach * step),
-            tolerance=descent.tolerance,
-            max_steps=BACK,
-            callback=None,
-        )
-        way.unit = descent.tensor(width)
-        if way.begin() is not None:
-            left[k, k] = 1.0  # nothing can be evaluated from there
-            continue
-        descend(way)
-        moved = (way.x - descent.x).double().cpu().numpy() / width
-        left[:, k] = directions.T @ moved / reach
+        near = _remaining(descent, step, reach, width, descend)
+        if near is None:
+            continue  # nothing can be evaluated from there
+        left[:, k] = directions.T @ near
+        if abs(left[k, k]) > LEFT and reach < REACHES[-1]:
+            far = _remaining(descent, step, REACHES[-1], width, descend)
+            if far is not None and abs(directions[:, k] @ far) < LEFT_FAR:
+                left[:, k] = directions.T @ far
     basis, shares, _ = np.linalg.svd(left)
     free: Array = directions @ basis[:, shares > LEFT]
     return free
+
+
+def _remaining(
+    descent: Descent,
+    step: Array,
+    reach: float,
+    width: Array,
+    descend: Callable[[Descent], End],
+) -> Array | None:
+    """Return the share [d] of a displacement that remains after minimizing from there.
+
+    None: nothing can be evaluated there.
+    """
+    way = Descent(
+        descent.landscape,
+        descent.x + descent.tensor(reach * step),
+        tolerance=descent.tolerance,
+        max_steps=BACK,
+        callback=None,
+    )
+    way.unit = descent.tensor(width)
+    if way.begin() is not None:
+        return None
+    descend(way)
+    moved: Array = (way.x - descent.x).double().cpu().numpy() / width
+    return moved / reach
 
 
 def level_at(
