@@ -148,3 +148,24 @@ def test_a_maximum_among_large_log_gammas_is_one(form):
     assert "float32 cannot resolve this: center the data or use dtype=float64" in (
         coarse.note
     )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_constant_beyond_rounding_errors_is_not_the_limit(seed):
+    """At concentrations above 1e13 all terms cancel, and the log likelihood is 0.
+
+    Each seed begins elsewhere; before derivatives were integrated along steps, from
+    half of them the search jumped there.
+    """
+    y = np.random.default_rng(1).binomial(50, 0.3, 100).astype(float)
+
+    def program(y=None):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        k = pyro.sample("k", dist.HalfCauchy(10.0))
+        with pyro.plate("rows", 100):
+            pyro.sample("y", dist.BetaBinomial(p * k, (1 - p) * k, 50.0), obs=y)
+
+    fit = probsl.fit(program, {"y": y}, probsl.MLE(), seed=seed)
+    limit = scipy.stats.binom.logpmf(y, 50, y.mean() / 50).sum()
+    assert fit.status is probsl.Status.UNBOUNDED
+    assert fit.log_likelihood() == pytest.approx(limit, abs=0.1)
