@@ -85,22 +85,26 @@ def free_part(
     descend
         Minimizes from a given point.
     """
+    # A penalty bounds every level stretch, which is free nevertheless: of a column that
+    # is there twice, only the sum of the coefficients is known.
+    penalized = descent.landscape.l1 is not None
+    reaches = REACHES[:-1] if penalized else REACHES
     count = directions.shape[1]
     signs = np.cos(1.0 + np.arange(count))
     together = width * (directions @ signs)
-    if count > FOLLOWED or all(_level(descent, together, r) for r in REACHES):
+    if count > FOLLOWED or all(_level(descent, together, r) for r in reaches):
         return directions
     left = np.eye(count)
     for k in range(count):
         step = width * directions[:, k]
-        reach = next((r for r in REACHES if not _level(descent, step, r)), None)
+        reach = next((r for r in reaches if not _level(descent, step, r)), None)
         if reach is None:
             continue
         near = _remaining(descent, step, reach, width, descend)
         if near is None:
             continue  # nothing can be evaluated from there
         left[:, k] = directions.T @ near
-        if abs(left[k, k]) > LEFT and reach < REACHES[-1]:
+        if abs(left[k, k]) > LEFT and reach < REACHES[-1] and not penalized:
             far = _remaining(descent, step, REACHES[-1], width, descend)
             if far is not None and abs(directions[:, k] @ far) < LEFT_FAR:
                 left[:, k] = directions.T @ far
