@@ -134,7 +134,7 @@ class Comparison:
         advice = (
             f"use {', or '.join(fair)}"
             if fair
-            else ("score rows that they have not seen, by compare(fits, data=...)")
+            else "score rows that they have not seen, by compare(fits, data=...)"
         )
         return (
             "Compare scores within one column. log likelihood and log score are of the "

@@ -250,11 +250,9 @@ class Fit:
     def __repr__(self) -> str:
         name = type(self.method).__name__
         about = f" ({', '.join(self.status_sites)})" if self.status_sites else ""
-        count = sum(v.numel() for v in self.posterior.point().values())
-        count += sum(v.numel() for v in self.posterior.own.values())
         loss = f"{float(self.losses[-1]):.6g}" if len(self.losses) else "unknown"
         return (
-            f"Fit({name}, {self.status.name}{about}, {count} parameters, "
+            f"Fit({name}, {self.status.name}{about}, {self._parameters} parameters, "
             f"{self.problem.size} rows, loss {loss}, {self.steps} steps, "
             f"{self.seconds:.2f} s)"
         )
@@ -269,11 +267,15 @@ class Fit:
         lines = map(html.escape, self._head())
         return f"<p>{'<br>'.join(lines)}</p>{table}"
 
+    @property
+    def _parameters(self) -> int:
+        """The number of elements of the latents and own parameters."""
+        values = [*self.posterior.point().values(), *self.posterior.own.values()]
+        return sum(value.numel() for value in values)
+
     def _head(self) -> list[str]:
         """Return the method with the status in words, the sizes, and the note."""
-        count = sum(v.numel() for v in self.posterior.point().values())
-        count += sum(v.numel() for v in self.posterior.own.values())
-        sizes = {"row": self.problem.size, "parameter": count}
+        sizes = {"row": self.problem.size, "parameter": self._parameters}
         facts = [f"{n:,} {what}{'s' * (n != 1)}" for what, n in sizes.items()]
         if self.problem.data.complete:  # otherwise all rows would be read again
             facts.append(f"log likelihood {number(self.log_likelihood())}")

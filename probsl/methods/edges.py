@@ -227,7 +227,6 @@ class _Approach:
             )[0].abs()
             for edge in self._touching(x)
         ]
-        largest = torch.stack(gradients).amax(
-            0
-        )  # gradients of two boundaries may cancel
+        # The largest, because gradients of two boundaries may cancel.
+        largest = torch.stack(gradients).amax(0)
         return largest > _SHARE * largest.max()

@@ -75,7 +75,7 @@ class Coordinates:
         return {entry.name: entry.transform(part) for entry, part in self.split(flat)}
 
     def constrain_with_jacobian(
-        self, flat: Tensor, weigh: Callable[[str, Tensor], Tensor] | None = None
+        self, flat: Tensor, weight: Callable[[str, Tensor], Tensor] | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the constrained values and the log determinant of the Jacobian.
 
@@ -83,15 +83,15 @@ class Coordinates:
         ----------
         flat
             Unconstrained values, shape ``[size]``.
-        weigh
-            Weighs an entry's log determinants, given its name and their values.
+        weight
+            Weights an entry's log determinants, given its name and their values.
         """
         values, total = {}, flat.new_zeros(())
         for entry, part in self.split(flat):
             value = entry.transform(part)
             values[entry.name] = value
             term = entry.transform.log_abs_det_jacobian(part, value)
-            total = total + (weigh(entry.name, term) if weigh else term).sum()
+            total = total + (weight(entry.name, term) if weight else term).sum()
         return values, total
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ NARROWEST = 1e-20
 # A step of this share of a coordinate's unit, without gain, is not due to rounding.
 LONG_SHARE = 5e-3
 # Intervals of a step over which its derivatives are integrated.
-BETWEEN = 16
+INTERVALS = 16
 # Distances, in units of the coordinates, at which to test for influence.
 ELSEWHERE = (0.1, -1.0)
 
@@ -264,12 +264,14 @@ class Descent:
         places = [(x, value, gradient)]
         ends = self.x.new_tensor([drop - level, before, after])
         if bool(doubtful(*ends)):
-            if not self._adds_up(step, drop - level, before, after):
+            path = self._path(step)
+            along = sum(float(gradient @ step) for _, _, gradient in path)
+            area = ((before + after) / 2 + along) / INTERVALS
+            # Beyond the rounding errors of large terms, the objective may be exactly
+            # constant at a value that it does not have.
+            if not abs(drop - level + area) <= SMALL * (drop - level):
                 return False
-            between = [self.x + share * step for share in ON_THE_WAY]
-            places += [
-                (place, *self.landscape.value_and_gradient(place)) for place in between
-            ]
+            places += [path[int(share * INTERVALS) - 1] for share in ON_THE_WAY]
         enough = SMALL * drop
         return all(
             rounding_at(self.landscape, place, unit, count=count, enough=enough)
@@ -277,17 +279,11 @@ class Descent:
             for place in places
         )
 
-    def _adds_up(self, step: Tensor, drop: float, before: float, after: float) -> bool:
-        """Whether derivatives along a step [d] add up to its decrease.
-
-        Beyond the rounding errors of large terms, the objective may be exactly constant
-        at a value that it does not have.
-        """
-        derivatives = [(before + after) / 2]
-        for place in range(1, BETWEEN):
-            x = self.x + place / BETWEEN * step
-            derivatives.append(float(self.landscape.value_and_gradient(x)[1] @ step))
-        return abs(drop + sum(derivatives) / BETWEEN) <= SMALL * drop
+    def _path(self, step: Tensor) -> list[tuple[Tensor, float, Tensor]]:
+        """Return the points, values and gradients between the intervals of a step."""
+        shares = [place / INTERVALS for place in range(1, INTERVALS)]
+        points = [self.x + share * step for share in shares]
+        return [(x, *self.landscape.value_and_gradient(x)) for x in points]
 
     def flat_tail(self, loose: Tensor | None = None) -> End | None:
         """Return UNBOUNDED if coordinates have lost their influence, far away.

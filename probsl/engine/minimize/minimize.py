@@ -187,9 +187,8 @@ def descend(descent: Descent, *, rough: bool) -> End:
             memory.update(moved[None], bent[None])
             descent.accept(*found)
         elif known:
-            memory.clear(
-                memory.known
-            )  # it may have been misled by a kink or by rounding
+            # It may have been misled by a kink or by rounding.
+            memory.clear(memory.known)
         else:
             end = descent.ends_at_nonfinite() if hit_nonfinite else None
             low = gain <= max(tolerance, descent.noise)
