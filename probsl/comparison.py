@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from probsl.contract import KnowsTarget
+from probsl.data.array_kinds import several
 from probsl.draws.summary import COLUMNS
 from probsl.fitting import Fit, log_score
 from probsl.isolation.calls import undisturbed
@@ -20,6 +21,7 @@ from probsl.tables import ROWS, WIDTH, in_width, number, printable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from probsl.psis import LeaveOneOut
     from probsl.scores.leave_one_out import FittedRows
@@ -44,8 +46,9 @@ class Comparison:
     reference
         Name of the fit that differences are measured from.
     estimates
-        One row per parameter, and for each fit the columns ``estimate, sd, lower,
-        upper`` (a two-level column index). A point has only an estimate. If a fit has
+        One row per parameter, lined up by its label, and for each fit the columns
+        ``estimate, sd, lower, upper`` (a two-level column index). A point has only an
+        estimate. If a fit has
         more than 1,000 elements there is one row per site, as in `Fit.summary`.
     shrinkage
         One row per parameter, and for each other fit the columns ``moved`` (its
@@ -161,6 +164,25 @@ class Comparison:
         sentences += [
             f"{name} has no elpd_loo: {why}" for name, why in self.notes.items()
         ]
+        return [*sentences, *self._unmatched()]
+
+    def _unmatched(self) -> list[str]:
+        """Say which sites have other elements than in the reference."""
+        start, sentences = self.fits[self.reference], []
+        base = start.point()
+        for name, fit in self.fits.items():
+            for site, value in fit.point().items():
+                if site not in base:
+                    continue
+                here = {*start.problem.element_labels(site, base[site].shape)}
+                there = fit.problem.element_labels(site, value.shape)
+                alone = [label for label in there if label not in here]
+                if alone:
+                    sentences.append(
+                        f"{name} has {several(len(alone), 'element')} of site "
+                        f"'{site}' that {self.reference} does not have, such as "
+                        f"{alone[0]}; elements are lined up by their labels"
+                    )
         return sentences
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
@@ -337,11 +359,28 @@ def _distances(
         distances = {}
         rows = fit.summary(by="site").index
         for label, (site, value) in zip(rows, fit.point().items(), strict=True):
-            if site in start and start[site].shape == value.shape and value.numel():
-                moved = value.double() - start[site].double()
+            if site not in start:
+                continue
+            here, there = _lined_up(fits[reference], start[site], fit, value, site)
+            if len(here):
+                moved = there.double() - here.double()
                 distances[label] = float(moved.square().mean().sqrt())
         columns[name] = pd.Series(distances, dtype=float)
     return pd.DataFrame(columns).reindex(estimates.index)
+
+
+def _lined_up(
+    reference: Fit, base: Tensor, fit: Fit, value: Tensor, site: str
+) -> tuple[Tensor, Tensor]:
+    """Return the elements of a site that two fits share, in the same order."""
+    here = reference.problem.element_labels(site, base.shape)
+    there = fit.problem.element_labels(site, value.shape)
+    if here == there:
+        return base.reshape(-1), value.reshape(-1)
+    places = {label: place for place, label in enumerate(there)}
+    shared = [place for place, label in enumerate(here) if label in places]
+    others = [places[here[place]] for place in shared]
+    return base.reshape(-1)[shared], value.reshape(-1)[others]
 
 
 def _scores(fit: Fit, fitted: FittedRows, data: Any) -> dict[str, Any]:

@@ -173,9 +173,9 @@ class Fit:
         Returns
         -------
         DataFrame
-            Index ``w[0]``, columns ``estimate, sd, lower, upper``; the last three
-            are missing for a point, and for the program's own parameters, which are
-            marked ``(own)``.
+            Index ``w[age]``, or ``w[0]`` if the axis has no labels; columns
+            ``estimate, sd, lower, upper``, of which the last three are missing for a
+            point, and for the program's own parameters, which are marked ``(own)``.
         """
         if by not in (None, "element", "site"):
             raise ValueError(f"by must be 'element' or 'site', got {by!r}")
@@ -191,8 +191,8 @@ class Fit:
             spread = self.posterior.representative_draws(count)
             completed = self._complete(spread, count)
             draws = {n: v for n, v in completed.items() if n not in own}
-        marks = {p.name: " (own)" for p in self.problem.own_parameters}
-        return summarize(point, draws, prob, by_site=by == "site", marks=marks)
+        labels = self.problem.element_labels
+        return summarize(point, draws, prob, by_site=by == "site", labels=labels)
 
     @undisturbed
     def log_likelihood(self) -> float:
@@ -301,6 +301,8 @@ def fit(
     weights: Any = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
     compile: Literal["auto"] | int = "auto",
     progress: bool | None = None,
     callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
@@ -344,6 +346,13 @@ def fit(
         the accelerator that holds the program's own parameters or the data, else the
         CPU. Random numbers of guides, starts and shuffles are drawn on the CPU, so
         that they are the same on every device.
+    dims
+        Variable -> a name for each of its axes that is in no plate, as in ArviZ. An
+        axis that runs over the columns of a DataFrame, or over the levels of a pandas
+        category, is found without it; `note` says which.
+    coords
+        Name of an axis or plate -> labels of its entries. They name the elements in
+        summaries, comparisons and plots: ``w[age]`` instead of ``w[0]``.
     compile
         Whether to compile first-order steps: True from the first one, False never,
         "auto" once the expected savings exceed the compile time. Searches that end
@@ -390,6 +399,8 @@ def fit(
         batch_size = whole_number("batch_size", batch_size)
     options = DataOptions(rows, weights, batch_size, total, dtype, device)
     problem = _bound(program, data, options, _first_place(method))
+    if dims or coords or not isinstance(program, Problem):
+        problem = problem.named(dims, coords)
     batch_size = batch_size or problem.data.batch_size or problem.own_batch_size
     if batch_size is not None:
         check_batches(problem, batch_size)
@@ -397,17 +408,18 @@ def fit(
     run = Run(seed, batch_size, progress, tuple(callbacks), compile)
     with problem.isolated(seed):
         outcome = method.run(problem, run)
+    notes = (outcome.note, _own_batches(problem, batch_size), problem.names.note)
     return Fit(
         problem=problem,
         method=method,
         seed=seed,
         posterior=outcome.posterior,
         status=outcome.status,
-        status_sites=outcome.sites,
+        status_sites=_renamed(problem, outcome.sites),
         losses=outcome.losses,
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
-        note="; ".join(filter(None, (outcome.note, _own_batches(problem, batch_size)))),
+        note="; ".join(filter(None, notes)),
         compiled_from=outcome.compiled_from,
         basins=outcome.basins,
     )
@@ -439,6 +451,13 @@ def _bound(
         )
     weights = options.weights
     return program if weights is None else program.reweighted(weights)
+
+
+def _renamed(problem: Problem, sites: Sequence[str]) -> tuple[str, ...]:
+    """Return the sites and elements of a status with the labels of the data."""
+    shapes = {site.name: site.shape for site in problem.latents}
+    shapes |= {p.name: p.start.shape for p in problem.own_parameters}
+    return tuple(problem.names.renamed(sites, shapes))
 
 
 def _own_batches(problem: Problem, batch_size: int | None) -> str:

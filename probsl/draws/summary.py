@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probsl.program.coordinates import element_labels
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
 
@@ -24,7 +22,7 @@ def summarize(
     prob: float,
     *,
     by_site: bool,
-    marks: Mapping[str, str],
+    labels: Callable[[str, Sequence[int]], list[str]],
 ) -> pd.DataFrame:
     """Return estimates, standard deviations and central intervals.
 
@@ -39,8 +37,8 @@ def summarize(
     by_site
         One line per site, with the mean of its elements' columns, instead of one
         line per element.
-    marks
-        Site -> suffix of its labels.
+    labels
+        Labels the elements of a site of a shape; a site as a whole has no shape.
 
     Raises
     ------
@@ -58,7 +56,6 @@ def summarize(
     tail = (1 - prob) / 2
     index, lines = [], []
     for name, value in point.items():
-        mark = marks.get(name, "")
         columns = [value.detach().cpu().reshape(-1).double()]
         if name in draws:
             flat = draws[name].cpu().reshape(len(draws[name]), -1).double()
@@ -68,10 +65,10 @@ def summarize(
             columns += [torch.full_like(columns[0], torch.nan)] * 3
         table = torch.stack(columns, 1)
         if by_site:
-            index.append(f"{name} {list(value.shape)}{mark}")
+            index += [f"{label} {list(value.shape)}" for label in labels(name, ())]
             lines.append(table.mean(0, keepdim=True))
         else:
-            index += [label + mark for label in element_labels(name, value.shape)]
+            index += labels(name, value.shape)
             lines.append(table)
     rows = torch.cat(lines).numpy() if lines else torch.zeros(0, 4).numpy()
     return pd.DataFrame(rows, index=index, columns=list(COLUMNS))

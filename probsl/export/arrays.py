@@ -11,6 +11,7 @@ import pyro
 import torch
 
 from probsl.contract import KnowsDensity, KnowsTarget
+from probsl.data.axes import axis_names
 from probsl.draws.mapped import map_draws
 from probsl.draws.predictions import (
     deterministics,
@@ -24,12 +25,11 @@ from probsl.options import whole_number
 from probsl.program.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from torch import Tensor
 
     from probsl.program.problem import Problem
-    from probsl.program.sites import Site
 
     Draws = dict[str, Tensor]
 
@@ -48,13 +48,16 @@ class FitArrays:
         Group -> variable -> (name of each axis, array). The name is None for an
         axis outside all plates. In the groups of draws the array has an additional
         first axis over the draws, which is not among the names.
+    dims
+        Variable -> a name for each of its axes outside all plates, if any is known.
     labels
-        Plate -> labels of its entries, if the data had categories.
+        Dimension -> labels of its entries, if any are known.
     attrs
         Group -> its attributes; those under "" belong to the whole.
     """
 
     arrays: dict[str, Group]
+    dims: dict[str, list[str]]
     labels: dict[str, np.ndarray[Any, Any]]
     attrs: dict[str, dict[str, str | int]]
 
@@ -105,6 +108,7 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
         "observed_data": _observed_data(fit),
         "constant_data": _constant_data(fit.problem),
     }
+    arrays = {name: group for name, group in arrays.items() if group}
     facts = _facts(fit, seed)
     attrs = {"": facts, "posterior": dict(facts)}
     for group, reason in {
@@ -116,8 +120,9 @@ def fit_arrays(fit: Fit, *, draws: int = 1000, seed: int = 0) -> FitArrays:
             facts[f"{group}_left_out"] = reason
             attrs[group] = {"left_out": reason}
     return FitArrays(
-        {name: group for name, group in arrays.items() if group},
-        _labels(fit.problem),
+        arrays,
+        _dims(fit.problem, arrays),
+        {dim: _listed(each) for dim, each in fit.problem.names.coords.items()},
         attrs,
     )
 
@@ -133,7 +138,7 @@ class _Collector:
         self._count = 1 if fit.posterior.is_point else draws
         self._values = fit.posterior.draw(self._count, seed)
         self._own = {n: v.detach() for n, v in fit.posterior.own.items()}
-        self._axes = {s.name: _axes(s) for s in fit.problem.sites}
+        self._axes = {s.name: s.plate_axes for s in fit.problem.sites}
 
     def posterior(self) -> Group:
         """Return latents, own parameters and deterministics."""
@@ -240,7 +245,7 @@ def _observed_data(fit: Fit) -> Group:
     problem, posterior = fit.problem, fit.posterior
     values = problem.observed_values(values=posterior.point(), own=posterior.own)
     return {
-        name: (_axes(problem.site(name)), _numpy(value))
+        name: (problem.site(name).plate_axes, _numpy(value))
         for name, value in values.items()
     }
 
@@ -263,16 +268,6 @@ def _constant_data(problem: Problem) -> Group:
     return found
 
 
-def _axes(site: Site) -> Axes:
-    """Name the axes of a site's value after their plates."""
-    names: list[str | None] = [None] * len(site.shape)
-    for plate in site.plates:
-        axis = site.batch_axes + plate.dim if plate.dim is not None else -1
-        if 0 <= axis < len(names) and site.shape[axis] == plate.size:
-            names[axis] = plate.name
-    return tuple(names)
-
-
 def _without_unit_axes(named: Named, kept_axes: int) -> Named:
     """Drop unnamed axes of length 1, except for the last `kept_axes`."""
     axes, array = named
@@ -282,26 +277,23 @@ def _without_unit_axes(named: Named, kept_axes: int) -> Named:
     return kept, array.squeeze(tuple(i + 1 for i in units))
 
 
-def _labels(problem: Problem) -> dict[str, np.ndarray[Any, Any]]:
-    """Label a plate with the categories of the argument that has its name.
-
-    A plate "schools" of size 8 gets the 8 categories of an argument "school".
-    """
-    plates = {p.name: p.size for s in problem.sites for p in s.plates}
+def _dims(problem: Problem, arrays: Mapping[str, Group]) -> dict[str, list[str]]:
+    """Return the names of the axes outside all plates, of the variables with some."""
     found = {}
-    for argument, categories in problem.arguments.labels.items():
-        for plate, size in plates.items():
-            if size == len(categories) and _singular(plate) == _singular(argument):
-                labels = np.asarray(categories)
-                plain = labels.dtype.kind in "biufU"
-                found[plate] = labels if plain else np.array([*map(str, categories)])
+    for group in arrays.values():
+        for name, (axes, _) in group.items():
+            dims = problem.names.dims.get(name, ())
+            if len(dims) == len(axes) and None in axes:
+                default = axis_names(name, axes, ())
+                free = [i for i, plate in enumerate(axes) if plate is None]
+                found[name] = [dims[i] or default[i] for i in free]
     return found
 
 
-def _singular(name: str) -> str:
-    if name.endswith("ies"):
-        return name.removesuffix("ies") + "y"
-    return name.removesuffix("s")
+def _listed(labels: Sequence[Any]) -> np.ndarray[Any, Any]:
+    array = np.asarray(labels)
+    plain = array.ndim == 1 and array.dtype.kind in "biufU"
+    return array if plain else np.array([*map(str, labels)])
 
 
 def _facts(fit: Fit, seed: int) -> dict[str, str | int]:

@@ -7,18 +7,25 @@ it depends on arviz only.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+from probsl.data.axes import (
+    axis_names,
+    check_coords,
+    check_dims,
+    check_mappings,
+    sizes_of,
+)
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from probsl.data.axes import Axes
     from probsl.fitting import Fit
 
-    Axes = Sequence[str | None]
     Arrays = Mapping[str, Mapping[str, tuple[Axes, np.ndarray[Any, Any]]]]
     Named = tuple[tuple[str, ...], np.ndarray[Any, Any]]
 
@@ -55,13 +62,11 @@ def to_arviz(
     seed
         Seed of the draws.
     dims
-        Variable -> a name for each of its axes that is not in a plate. Axes in a
-        plate have the name of the plate; unnamed axes are called ``w_dim_0``,
-        ``w_dim_1``, and so on.
+        Variable -> a name for each of its axes that is not in a plate, instead of the
+        names in the fit, see `probsl.fit`. Axes in a plate have the name of the plate;
+        unnamed axes are called ``w_dim_0``, ``w_dim_1``, and so on.
     coords
-        Dimension -> labels. By default a plate has the pandas categories of the
-        argument with its name, in the singular or the plural; other dimensions
-        count from 0.
+        Dimension -> labels, instead of those in the fit; other dimensions count from 0.
 
     Returns
     -------
@@ -123,12 +128,19 @@ def to_arviz(
     # Imported here, so that the rest of this module works without torch.
     from probsl.export.arrays import fit_arrays  # noqa: PLC0415
 
+    dims, coords = dims or {}, coords or {}
+    check_mappings(dims, coords)
     groups = fit_arrays(fit, draws=draws, seed=seed)
+    labels = dict(groups.labels)
+    for name in groups.dims.keys() & dims.keys():
+        for old, new in zip(groups.dims[name], dims[name], strict=False):
+            if old in labels:
+                labels.setdefault(new, labels[old])
     return from_groups(
         groups.arrays,
-        dims=dims,
+        dims={**groups.dims, **dims},
         coords=coords,
-        labels=groups.labels,
+        labels=labels,
         attrs=groups.attrs,
     )
 
@@ -168,19 +180,26 @@ def from_groups(
         See `to_arviz`.
     """
     dims, coords, attrs = dims or {}, coords or {}, attrs or {}
-    _check_mapping("dims", dims, "variables to names of their axes, {'w': ['column']}")
-    _check_mapping("coords", coords, "dimensions to labels, {'column': ['a', 'b']}")
+    check_mappings(dims, coords)
     taken = _taken(arrays)
-    _check_dims(arrays, dims, taken)
+    plates = {
+        group: {n: _plates(axes, taken) for n, (axes, _) in variables.items()}
+        for group, variables in arrays.items()
+    }
+    check_dims(dims, plates.values(), _SAMPLE)
     named = {
         group: {
-            name: (_names(name, axes, dims.get(name, ()), taken), array)
-            for name, (axes, array) in variables.items()
+            name: (axis_names(name, plates[group][name], dims.get(name, ())), array)
+            for name, (_, array) in variables.items()
         }
         for group, variables in arrays.items()
     }
-    sizes = _sizes(named)
-    _check_coords(coords, sizes)
+    sizes = sizes_of(
+        (name, axes, array.shape[1:] if group in DRAWN else array.shape)
+        for group, variables in named.items()
+        for name, (axes, array) in variables.items()
+    )
+    check_coords(coords, sizes)
     index: dict[str, np.ndarray[Any, Any]]
     index = {dim: np.arange(size) for dim, size in sizes.items()}
     index |= {_dimension(dim, taken): each for dim, each in (labels or {}).items()}
@@ -228,22 +247,18 @@ def _contained(datasets: Mapping[str, Any], attrs: Mapping[str, Any]) -> Any:
     return arviz.InferenceData(attrs=attrs, **datasets)
 
 
-def _names(
-    name: str, axes: Axes, given: Sequence[str], taken: Collection[str]
-) -> tuple[str, ...]:
-    """Name every axis of a variable."""
-    unnamed = (*given, *(f"{name}_dim_{i}" for i in range(len(given), len(axes))))
-    free = iter(unnamed)
-    return tuple(next(free) if a is None else _dimension(a, taken) for a in axes)
+def _plain(name: str) -> str:
+    # A slash separates groups, in files and in data trees.
+    return name.replace("/", ".")
+
+
+def _plates(axes: Axes, taken: Collection[str]) -> Axes:
+    """Return the dimension of the plate of each axis, or None."""
+    return tuple(None if axis is None else _dimension(axis, taken) for axis in axes)
 
 
 def _dimension(plate: str, taken: Collection[str]) -> str:
     return f"{plate}_dim" if plate in taken else plate
-
-
-def _plain(name: str) -> str:
-    # A slash separates groups, in files and in data trees.
-    return name.replace("/", ".")
 
 
 def _taken(arrays: Arrays) -> set[str]:
@@ -259,81 +274,3 @@ def _taken(arrays: Arrays) -> set[str]:
         plates = {a for axes, _ in variables.values() for a in axes if a is not None}
         taken |= plates & set(variables)
     return taken
-
-
-def _sizes(named: Mapping[str, Mapping[str, Named]]) -> dict[str, int]:
-    """Return the length of every dimension, which must be the same everywhere."""
-    first: dict[str, tuple[str, int]] = {}
-    for group, variables in named.items():
-        for name, (axes, array) in variables.items():
-            shape = array.shape[1:] if group in DRAWN else array.shape
-            for dim, size in zip(axes, shape, strict=True):
-                other, expected = first.setdefault(dim, (name, size))
-                if size != expected:
-                    raise ValueError(
-                        f"dimension '{dim}' has {expected} entries in '{other}' and "
-                        f"{size} in '{name}'; give dims of different names"
-                    )
-    return {dim: size for dim, (_, size) in first.items()}
-
-
-def _check_mapping(option: str, value: Any, what: str) -> None:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{option} must map {what}, got {value!r}")
-
-
-def _check_dims(
-    arrays: Arrays, dims: Mapping[str, Sequence[str]], taken: Collection[str]
-) -> None:
-    known = dict.fromkeys(name for group in arrays.values() for name in group)
-    for name, given in dims.items():
-        if name not in known:
-            raise ValueError(
-                f"dims names '{name}', which is not a variable of the fit; those are "
-                f"{', '.join(known)}"
-            )
-        # A single string or number has no axes.
-        if np.ndim(given) == 0 or not all(isinstance(g, str) for g in given):
-            raise TypeError(
-                f"dims['{name}'] must be a list of names, such as ['column'], got "
-                f"{given!r}"
-            )
-        groups = [group for group in arrays.values() if name in group]
-        axes = [group[name][0] for group in groups]
-        count = max(list(each).count(None) for each in axes)
-        if len(given) != count:
-            raise ValueError(
-                f"dims['{name}'] has length {len(given)}, but '{name}' has {count} "
-                "axes that are in no plate; give each of them a name"
-            )
-        plates = {_dimension(a, taken) for each in axes for a in each if a is not None}
-        others = {*_SAMPLE, *plates, *(other for group in groups for other in group)}
-        for dim in given:
-            if dim in others or list(given).count(dim) > 1:
-                raise ValueError(
-                    f"dims['{name}'] has the name '{dim}', which another axis or a "
-                    "variable has; choose another"
-                )
-
-
-def _check_coords(
-    coords: Mapping[str, Sequence[Any]], sizes: Mapping[str, int]
-) -> None:
-    for dim, labels in coords.items():
-        if dim not in sizes:
-            raise ValueError(
-                f"coords names '{dim}', which is not a dimension of the fit; those are "
-                f"{', '.join(sizes)}"
-            )
-        shape = np.shape(np.asarray(labels))
-        if len(shape) > 1:
-            raise ValueError(
-                f"coords['{dim}'] has {len(shape)} axes, but labels are a list of "
-                "texts or numbers; give one per entry"
-            )
-        if shape != (sizes[dim],):
-            count = shape[0] if shape else 1
-            raise ValueError(
-                f"coords['{dim}'] has length {count}, but the dimension has "
-                f"{sizes[dim]} entries; give each of them a label"
-            )

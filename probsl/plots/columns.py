@@ -1,4 +1,4 @@
-"""Selects columns of inputs and outcomes by labels such as ``x[2]``."""
+"""Selects the data and sites of a plot by labels such as ``x[age]`` or ``x[2]``."""
 
 from __future__ import annotations
 
@@ -22,49 +22,66 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-def split_label(label: str) -> tuple[str, int | None]:
-    """Split a label into name and column.
+def split_label(label: str) -> tuple[str, str | None]:
+    """Split a label into name and entry.
 
     Examples
     --------
     >>> from probsl.plots.columns import split_label
-    >>> split_label("x[2]"), split_label("age")
-    (('x', 2), ('age', None))
+    >>> split_label("x[2]"), split_label("x[age]"), split_label("age")
+    (('x', '2'), ('x', 'age'), ('age', None))
     """
-    match = re.fullmatch(r"(.+)\[(\d+)\]", label)
-    return (match[1], int(match[2])) if match else (label, None)
+    match = re.fullmatch(r"([^\[]+)\[(.+)\]", label)
+    return (match[1], match[2]) if match else (label, None)
 
 
-def column(name: str, values: Array, part: int | None, axis: int) -> Array:
+def entries(fit: Fit, name: str, count: int) -> list[str]:
+    """Return the labels of the columns of an argument or site."""
+    dims = fit.problem.names.dims.get(name, ())
+    return fit.problem.names.entries(dims[-1] if len(dims) > 1 else None, count)
+
+
+def _position(known: list[str], entry: str | None) -> int | None:
+    """Return the index of a column by its label, or by its number."""
+    if entry in known:
+        return known.index(entry)
+    number = int(entry) if entry is not None and entry.isdecimal() else len(known)
+    return number if number < len(known) else None
+
+
+def column(fit: Fit, name: str, values: Array, entry: str | None, axis: int) -> Array:
     """Return one column of values.
 
     Parameters
     ----------
+    fit
+        The fit, which knows the labels of the columns.
     name
         The name of the values, for messages.
     values
         Of shape ``[..., rows]`` or ``[..., rows, columns]``.
-    part
-        The index of the column; None if there is only one.
+    entry
+        The label or number of the column; None if there is only one.
     axis
         The axis of the columns, if there are any.
 
     Raises
     ------
     ValueError
-        If there are several columns and `part` is None, or it does not exist.
+        If there are several columns and `entry` is None, or it does not exist.
     """
-    if values.ndim == axis and part is None:
+    if values.ndim == axis and entry is None:
         return values
-    if values.ndim == axis + 1 and values.shape[axis] == 1 and part is None:
+    known = entries(fit, name, values.shape[-1]) if values.ndim == axis + 1 else []
+    if len(known) == 1 and entry is None:
         return values[..., 0]
-    if values.ndim == axis + 1 and part is not None and part < values.shape[axis]:
+    part = _position(known, entry)
+    if part is not None:
         return values[..., part]
-    asked = name if part is None else f"{name}[{part}]"
+    asked = name if entry is None else f"{name}[{entry}]"
     if values.ndim == axis + 1:
-        count = values.shape[axis]
-        has = f"{count} columns"
-        remedy = f"name one of them, from '{name}[0]' to '{name}[{count - 1}]'"
+        has = f"{len(known)} columns"
+        remedy = f"name one of them, from '{name}[{known[0]}]' to '{name}[{known[-1]}]'"
     else:
         has = f"shape {values.shape[axis - 1 :]}"
         remedy = "a plot needs one value per row"
@@ -81,7 +98,11 @@ def row_inputs(fit: Fit, data: Any) -> dict[str, Array]:
         if array.ndim == 1:
             columns[name] = array.astype(float)
         elif array.ndim == 2:
-            columns |= {f"{name}[{i}]": c.astype(float) for i, c in enumerate(array.T)}
+            labels = entries(fit, name, array.shape[1])
+            columns |= {
+                f"{name}[{label}]": values.astype(float)
+                for label, values in zip(labels, array.T, strict=True)
+            }
     return columns
 
 
@@ -91,7 +112,8 @@ def input_along(x: str | None, columns: dict[str, Array]) -> str:
     Parameters
     ----------
     x
-        The label that the user gave; None selects the only input that varies.
+        The label that the user gave, or only the name of a column, or its number;
+        None selects the only input that varies.
     columns
         Label -> values.
 
@@ -107,16 +129,24 @@ def input_along(x: str | None, columns: dict[str, Array]) -> str:
         if len(likely) != 1:
             raise ValueError(f"name the input to draw along with x=, one of: {known}")
         return likely[0]
-    if x not in columns:
-        raise ValueError(
-            f"'{x}' is not an input with one value per row; there are: {known}"
-            + did_you_mean(x, columns)
-        )
-    return x
+    if x in columns:
+        return x
+    name, entry = split_label(x)
+    same = [label for label in columns if split_label(label)[0] == name]
+    place = _position([str(i) for i in range(len(same))], entry)
+    if place is not None:
+        return same[place]
+    named = [label for label in columns if split_label(label)[1] == x]
+    if len(named) == 1:
+        return named[0]
+    raise ValueError(
+        f"'{x}' is not an input with one value per row; there are: {known}"
+        + did_you_mean(x, columns)
+    )
 
 
-def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, int | None]:
-    """Return the site to draw and the index of its column.
+def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, str | None]:
+    """Return the site to draw and the label of its column.
 
     Parameters
     ----------
@@ -176,4 +206,4 @@ def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
         return None
     value = given[name]
     value = value.cpu() if torch.is_tensor(value) else value
-    return column(name, np.asarray(value, dtype=float), part, axis=1)
+    return column(fit, name, np.asarray(value, dtype=float), part, axis=1)

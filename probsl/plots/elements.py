@@ -11,7 +11,6 @@ import numpy as np
 from probsl.comparison import Comparison
 from probsl.fitting import Fit
 from probsl.options import did_you_mean, several_names
-from probsl.program.coordinates import element_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,9 +167,9 @@ def tables(
 
 
 def _elements(fit: Fit) -> list[Element]:
-    marks = {p.name: " (own)" for p in fit.problem.own_parameters}
+    labels = fit.problem.element_labels
     return [
-        Element(name, index, label + marks.get(name, ""))
+        Element(name, index, label)
         for name, value in fit.point().items()
-        for index, label in enumerate(element_labels(name, value.shape))
+        for index, label in enumerate(labels(name, value.shape))
     ]

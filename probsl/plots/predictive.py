@@ -94,7 +94,7 @@ def prediction(
     if draws is None:
         draws = min(20_000, max(1_000, _DRAWN // len(columns[x])))
     predicted = fit.predict(data, draws=draws, seed=seed)[site]
-    values = column(site, np.asarray(predicted.cpu().double()), part, axis=2)
+    values = column(fit, site, np.asarray(predicted.cpu().double()), part, axis=2)
     across = columns[x]
     if values.shape[1:] != across.shape:
         raise ValueError(
@@ -153,7 +153,8 @@ def plot_predictive(
         values, if they are to be shown. A fine grid gives smooth bands.
     x
         The input on the horizontal axis: an argument with one value per row, or a
-        column such as ``x[2]``; may be None if only one input varies.
+        column such as ``x[2]``, ``x[age]`` or only ``age``; may be None if only one
+        input varies.
     y
         The observed argument, or a column of it, such as ``y[1]``; None takes the
         only one, or else the one with the name of the site.

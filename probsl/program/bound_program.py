@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probsl.data.conversion import Converted
 from probsl.isolation.calls import isolated
+from probsl.program.axis_names import AxisNames
 from probsl.program.coordinates import Coordinates, Entry
 from probsl.program.data_plate import (
     why_no_rows,
@@ -75,6 +76,8 @@ class BoundProgram:
         Observed sites whose log density is a log probability, so at most 0.
     place
         Values of the latents near which the program can be run.
+    names
+        The names of all axes, and the labels of the entries along them.
     """
 
     program: StatelessCallable
@@ -88,6 +91,7 @@ class BoundProgram:
     own_scale: float = 1.0
     discrete: frozenset[str] = frozenset()
     place: Place = field(default_factory=Place)
+    names: AxisNames = field(default_factory=AxisNames)
 
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
         """Compute in the problem's floating type and on its device within a block.
@@ -219,6 +223,12 @@ class BoundProgram:
     def site(self, name: str) -> Site:
         """Return one site by its name."""
         return next(s for s in self.sites if s.name == name)
+
+    def element_labels(self, name: str, shape: Sequence[int]) -> list[str]:
+        """Label every element of a site or own parameter, for people to read."""
+        own = any(p.name == name for p in self.own_parameters)
+        mark = " (own)" if own else ""
+        return [label + mark for label in self.names.labels(name, shape)]
 
     def is_local(self, site: Site) -> bool:
         """Return whether a site has one entry per row."""

@@ -15,6 +15,7 @@ from probsl.data.data_options import DataOptions
 from probsl.data.placement import device_of, floating_type
 from probsl.data.rows import HeldRows
 from probsl.isolation.calls import isolated
+from probsl.program.axis_names import name_axes
 from probsl.program.bound_program import BoundProgram
 from probsl.program.data_plate import (
     data_plate_of,
@@ -188,13 +189,22 @@ class Problem(BoundProgram):
         if self.data.complete:
             return self
         held = {**self.arguments.values, **self.data.load()}
-        return Problem.build(
+        problem = Problem.build(
             self.program.function,
             {name: Converted(value) for name, value in held.items()},
             DataOptions(self.rows, self.weights, dtype=self.dtype, device=self.device),
             labels=self.arguments.labels,
             place=self.place,
         )
+        return replace(problem, names=self.names)
+
+    def named(
+        self,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Problem:
+        """Return the same problem with names for its axes, see `probsl.fit`."""
+        return replace(self, names=name_axes(self, dims, coords))
 
     def reweighted(self, weights: Any) -> Problem:
         """Return the same problem with other row weights, None for weights of 1."""

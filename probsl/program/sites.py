@@ -102,6 +102,16 @@ class Site:
         """Whether the site is a continuous latent variable."""
         return self.role in (Role.PARAMETER, Role.RANDOM_EFFECT)
 
+    @property
+    def plate_axes(self) -> tuple[str | None, ...]:
+        """The plate of each axis of its value; None for an axis outside all plates."""
+        names: list[str | None] = [None] * len(self.shape)
+        for plate in self.plates:
+            axis = self.batch_axes + plate.dim if plate.dim is not None else -1
+            if 0 <= axis < len(names) and self.shape[axis] == plate.size:
+                names[axis] = plate.name
+        return tuple(names)
+
 
 def inventory(
     run: Callable[[Mapping[str, Tensor]], Any],
