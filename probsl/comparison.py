@@ -17,7 +17,14 @@ from probsl.isolation.calls import undisturbed
 from probsl.options import did_you_mean
 from probsl.psis import K_LIMIT
 from probsl.scores.leave_one_out import score_fitted_rows
-from probsl.tables import ROWS, WIDTH, in_width, number, printable
+from probsl.tables import (
+    ROWS,
+    WIDTH,
+    in_width,
+    number,
+    printable,
+    without_rounding_errors,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,14 +194,25 @@ class Comparison:
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Return the titles and tables to print, with numbers formatted as text."""
-        tables = [("Estimates", _side_by_side(self.estimates))]
+        tables = [("Estimates", _side_by_side(self._rounded(self.estimates)))]
         if len(self.shrinkage.columns):
             by_site = _by_site(self.fits)
             means = ", root mean square over each site" if by_site else ""
             title = f"Moved from {self.reference}{means}"
-            tables.append((title, _side_by_side(self.shrinkage)))
+            tables.append((title, _side_by_side(self._rounded(self.shrinkage))))
         scores, run = (printable(self.scores[c]) for c in self._score_columns())
         return [*tables, ("Scores", scores), ("Fits", run)]
+
+    def _rounded(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return a table of estimates or movements without rounding errors."""
+        table = table.copy()
+        scale = self.estimates.xs("estimate", axis=1, level=1).abs().max(axis=1)
+        spread = _spread(self.estimates, self.reference)
+        own_units = [column for column in table if column[1] != IN_SPREADS]
+        table[own_units] = without_rounding_errors(
+            table[own_units], spread, scale.to_frame()
+        )
+        return table
 
     def _score_columns(self) -> tuple[list[str], list[str]]:
         scores = [c for c in self.scores.columns if c not in _RUN]
@@ -321,11 +339,7 @@ def movements(
     import pandas as pd
 
     names = list(dict.fromkeys(estimates.columns.get_level_values(0)))
-    spread = estimates[reference, "sd"]
-    for name in names:
-        # A constant has standard deviation zero, which cannot be a unit.
-        spread = spread.where(spread > 0, estimates[name, "sd"])
-    spread = spread.where(spread > 0)
+    spread = _spread(estimates, reference)
     columns = {}
     for name in names:
         if name != reference:
@@ -338,6 +352,15 @@ def movements(
             columns[name, IN_SPREADS] = difference / spread
     index = pd.MultiIndex.from_tuples(columns, names=None) if columns else None
     return pd.DataFrame(columns, index=estimates.index, columns=index)
+
+
+def _spread(estimates: pd.DataFrame, reference: str) -> pd.Series:
+    """Return the reference's standard deviations, or else those of other fits."""
+    spread = estimates[reference, "sd"]
+    for name in dict.fromkeys(estimates.columns.get_level_values(0)):
+        # A constant has standard deviation zero, which cannot be a unit.
+        spread = spread.where(spread > 0, estimates[name, "sd"])
+    return spread.where(spread > 0)
 
 
 def _by_site(fits: Mapping[str, Fit]) -> bool:

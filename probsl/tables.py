@@ -56,16 +56,31 @@ def number(value: float) -> str:
 
 
 def parameters(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the summary of a fit as text, without empty columns.
-
-    Numbers far below their standard deviation, or without one far below the largest of
-    their column, are rounding errors, and print as 0.
-    """
-    sizes = np.nan_to_num(table.abs().to_numpy(), nan=0.0, posinf=np.inf)
-    spread = np.nan_to_num(table["sd"].to_numpy()[:, None])
-    finite = np.where(np.isfinite(sizes), sizes, 0.0)
-    largest = finite.max(axis=0, keepdims=True, initial=0.0)
-    limits = np.where(spread > 0, _NEGLIGIBLE * spread, _TINY * largest)
-    rounded = table.mask(table.notna() & (sizes < limits), 0.0)
+    """Return the summary of a fit as text, without empty columns."""
+    rounded = without_rounding_errors(table, table["sd"], table)
     rounded = rounded.dropna(axis=1, how="all")
     return rounded.map(lambda v: "" if math.isnan(v) else number(v))
+
+
+def without_rounding_errors(
+    table: pd.DataFrame, sd: pd.Series, scale: pd.DataFrame
+) -> pd.DataFrame:
+    """Return a table with 0 in place of numbers that are only rounding errors.
+
+    Parameters
+    ----------
+    table
+        Numbers, one row per parameter.
+    sd
+        The standard deviation of each parameter, or missing. Numbers far below it are
+        rounding errors.
+    scale
+        Numbers of the same kind, in the same columns or in one. Without a standard
+        deviation, numbers far below the largest of them are rounding errors.
+    """
+    sizes = np.nan_to_num(table.abs().to_numpy(), nan=0.0, posinf=np.inf)
+    spread = np.nan_to_num(sd.to_numpy()[:, None])
+    finite = np.nan_to_num(scale.abs().to_numpy(), nan=0.0, posinf=0.0)
+    largest = finite.max(axis=0, keepdims=True, initial=0.0)
+    limits = np.where(spread > 0, _NEGLIGIBLE * spread, _TINY * largest)
+    return table.mask(table.notna() & (sizes < limits), 0.0)

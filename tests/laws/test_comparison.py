@@ -1,8 +1,10 @@
 """Fits side by side: estimates, movements and scores."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +14,7 @@ from programs import PARALLEL, problem
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 import probsl
+from probsl.comparison import movements
 from probsl.psis import leave_one_out
 
 CASES = ["linear", "own parameters", "noncentered groups", "one joint observation"]
@@ -353,3 +356,21 @@ def test_what_the_held_out_rows_lack_is_named():
         probsl.compare({"MAP": fit}, 3)
     with pytest.raises(ValueError, match="did you mean 'MAP'"):
         probsl.compare({"MAP": fit}, reference="map")
+
+
+def test_rounding_errors_print_as_zero_and_movements_of_vague_parameters_do_not():
+    columns = pd.MultiIndex.from_product([["MLE", "SVI"], ["estimate", "sd"]])
+    estimates = pd.DataFrame(
+        [[1.0, float("nan"), 1.0 + 1e-15, float("nan")], [0.0, 1e7, 4e6, 1e7]],
+        index=["a", "b"],
+        columns=columns,
+    )
+    comparison = replace(
+        probsl.compare(fits_of("linear")),
+        estimates=estimates,
+        shrinkage=movements(estimates, "MLE"),
+        reference="MLE",
+    )
+    shrinkage = dict(comparison._tables())["Moved from MLE"]
+    assert shrinkage["SVI", "moved"].tolist() == ["0", "4000000"]
+    assert shrinkage["SVI", "moved / sd"].tolist() == ["", "0.40"]
