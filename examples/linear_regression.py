@@ -43,7 +43,7 @@ fits = {
     "MAP, Laplace": probsl.fit(lasso, train, probsl.MAP()),
 }
 comparison = probsl.compare(fits, data=test)
-print(f"Columns w[0] ... w[9]: {', '.join(table.feature_names)}\n\n{comparison}")
+print(comparison)
 
 with plt.style.context(probsl.plots.STYLE):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5))

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from probsl.contract import Basin, Method, Posterior, Run, Status
 from probsl.data.data_options import DataOptions
+from probsl.draws.expected import expected_table, expected_values, row_index
 from probsl.draws.log_scores import log_score_rows
 from probsl.draws.predictions import deterministics, predictive
-from probsl.draws.summary import summarize
+from probsl.draws.summary import check_probability, summarize
 from probsl.isolation.calls import undisturbed
 from probsl.options import whole_number
 from probsl.program.batch_checks import check_batches
@@ -235,6 +236,78 @@ class Fit:
         values = self.posterior.draw(draws, seed)
         return predictive(
             self.problem, values, self.posterior.own, data, count=draws, seed=seed
+        )
+
+    @undisturbed
+    def expected(
+        self,
+        data: Any,
+        prob: float = 0.95,
+        *,
+        sites: Sequence[str] | None = None,
+        draws: int = 1000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return the expected outcome of every row, with intervals.
+
+        Parameters
+        ----------
+        data
+            The new inputs, as for `predict`.
+        prob
+            Probability of the central intervals.
+        sites
+            The observed sites to include; None includes all of them.
+        draws
+            The number of posterior draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        DataFrame
+            One row per row of the data, with the index of the DataFrame or Series
+            among them. Columns: ``mean``, the mean of the outcome (the probability of
+            a 1, the rate of a count); ``lower, upper``, the interval of that mean over
+            the posterior, missing for a point; and ``predictive_lower,
+            predictive_upper``, the interval of a new outcome. With several outcomes
+            they are below the name of each. Of a category there are the columns
+            ``mean, lower, upper`` of the probability of each class, below its label.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option or the data do not suit, or the observed sites have different
+            numbers of rows.
+
+        Examples
+        --------
+        >>> import probsl, pyro, pyro.distributions as dist, torch
+        >>> def program(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> data = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([1.0, 2.0])}
+        >>> fit = probsl.fit(program, data, probsl.MAP())
+        >>> fit.expected({"x": torch.tensor([3.0, 6.0])})["mean"].round(2).tolist()
+        [2.5, 5.0]
+        """
+        check_probability(prob)
+        draws = whole_number("draws", draws)
+        columns = expected_values(
+            self.problem,
+            self.posterior.draw(draws, seed),
+            self.posterior.own,
+            data,
+            sites=sites,
+            count=draws,
+            seed=seed,
+        )
+        return expected_table(
+            columns,
+            prob,
+            is_point=self.posterior.is_point,
+            index=row_index(self.problem, data),
         )
 
     def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from probsl.program.messages import is_computed, is_observation
 from probsl.program.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from probsl.program.problem import Problem
     from probsl.program.sites import Site
@@ -51,6 +51,42 @@ def predictive(
     ValueError
         If an argument is missing, or a group's size differs from the fitted one.
     """
+    observed = problem.sites_with_role(Role.OBSERVED)
+
+    def values_of(messages: Mapping[str, Any]) -> Draws:
+        return {
+            name: msg["value"]
+            for name, msg in messages.items()
+            if is_computed(msg) or name in observed
+        }
+
+    return generated(problem, draws, own, data, values_of, count=count, seed=seed)
+
+
+def generated(
+    problem: Problem,
+    draws: Draws,
+    own: Draws,
+    data: Any,
+    collect: Callable[[Mapping[str, Any]], Draws],
+    *,
+    count: int,
+    seed: int,
+) -> Draws:
+    """Run the program forward for new inputs, and collect what is asked of each run.
+
+    Parameters
+    ----------
+    problem, draws, own, data, count, seed
+        As for `predictive`.
+    collect
+        Maps the messages of the sites of a run to named tensors.
+
+    Returns
+    -------
+    dict
+        The tensors, draws on the first axis.
+    """
     arguments = new_arguments(problem, data)
     kept = _kept(problem, draws)
     own = {name: value.detach() for name, value in own.items()}
@@ -61,11 +97,7 @@ def predictive(
         generating = Generating(values, redrawn=observed)
         with generating:
             problem.run(own, arguments)
-        return {
-            name: msg["value"]
-            for name, msg in generating.messages.items()
-            if is_computed(msg) or name in observed
-        }
+        return collect(generating.messages)
 
     evaluating = problem.program.evaluating()
     seed = stream_seed(seed, "predictive")

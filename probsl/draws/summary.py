@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("estimate", "sd", "lower", "upper")
+
+
+def check_probability(prob: Any) -> None:
+    """Refuse a probability of an interval that is not between 0 and 1.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is not between 0 and 1.
+    """
+    if not isinstance(prob, Real):
+        raise TypeError(f"prob must be a number between 0 and 1, got {prob!r}")
+    if not 0 < float(prob) < 1:
+        raise ValueError(f"prob must lie between 0 and 1, got {prob}")
 
 
 def summarize(
@@ -49,10 +65,7 @@ def summarize(
     """
     import pandas as pd
 
-    if not isinstance(prob, Real):
-        raise TypeError(f"prob must be a number between 0 and 1, got {prob!r}")
-    if not 0 < prob < 1:
-        raise ValueError(f"prob must lie between 0 and 1, got {prob}")
+    check_probability(prob)
     tail = (1 - prob) / 2
     index, lines = [], []
     for name, value in point.items():

@@ -10,11 +10,13 @@ import torch
 
 from probsl.data.arguments import by_name
 from probsl.data.signature import signature_of
-from probsl.draws.predictions import new_arguments, observed_arguments
+from probsl.draws.predictions import observed_arguments
 from probsl.options import did_you_mean
 from probsl.program.sites import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from probsl.fitting import Fit
@@ -33,6 +35,19 @@ def split_label(label: str) -> tuple[str, str | None]:
     """
     match = re.fullmatch(r"([^\[]+)\[(.+)\]", label)
     return (match[1], match[2]) if match else (label, None)
+
+
+def written(label: str) -> str:
+    """Return the name of a column as it is written at an axis.
+
+    Examples
+    --------
+    >>> from probsl.plots.columns import written
+    >>> written("x[age]"), written("x[2]"), written("age")
+    ('age', 'x[2]', 'age')
+    """
+    _, entry = split_label(label)
+    return label if entry is None or entry.isdecimal() else entry
 
 
 def entries(fit: Fit, name: str, count: int) -> list[str]:
@@ -88,13 +103,23 @@ def column(fit: Fit, name: str, values: Array, entry: str | None, axis: int) -> 
     raise ValueError(f"'{asked}' cannot be drawn: '{name}' has {has}; {remedy}")
 
 
-def row_inputs(fit: Fit, data: Any) -> dict[str, Array]:
+def row_arguments(fit: Fit, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments with one entry per row, or of all arrays."""
+    problem = fit.problem
+    return [
+        name
+        for name, value in arguments.items()
+        if torch.is_tensor(value)
+        and value.dim()
+        and (name in problem.rows or not problem.has_rows)
+    ]
+
+
+def columns_of(fit: Fit, arguments: Mapping[str, Any]) -> dict[str, Array]:
     """Return label -> input column, for inputs with one value per row."""
-    problem, columns = fit.problem, {}
-    for name, value in new_arguments(problem, data).items():
-        if problem.has_rows and name not in problem.rows:
-            continue
-        array = np.asarray(value.cpu()) if torch.is_tensor(value) else np.empty(())
+    columns = {}
+    for name in row_arguments(fit, arguments):
+        array = np.asarray(arguments[name].cpu())
         if array.ndim == 1:
             columns[name] = array.astype(float)
         elif array.ndim == 2:

@@ -1,36 +1,65 @@
-"""Plots of the predictive distribution along one input."""
+"""Plots of expected and new outcomes along one input."""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probsl.draws.expected import Expected, expected_values, interval
+from probsl.draws.summary import check_probability
 from probsl.fitting import Fit
-from probsl.plots.canvas import COLORS, canvas, check_axes, legend_above
+from probsl.options import whole_number
+from probsl.plots.canvas import canvas, check_axes, color, legend_above
 from probsl.plots.columns import (
     column,
-    input_along,
     observed_argument,
     outcomes,
     predicted_site,
-    row_inputs,
+    written,
 )
+from probsl.plots.held_inputs import inputs_along
+from probsl.program.sites import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
-    Array = NDArray[np.float64]
+    from probsl.plots.columns import Array
+    from probsl.plots.held_inputs import Along
 
-_BANDS = (0.95, 0.5)
-# Up to this many distinct integers are groups rather than a continuous input.
-_GROUPS = 12
+    Band = tuple[Array, Array]
+
 # Draws times rows.
 _DRAWN = 4_000_000
+# Inputs whose values are written below the plot.
+_HELD = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The mean of an outcome, or the probability of one of its classes.
+
+    Attributes
+    ----------
+    label
+        "mean", or the label of the class.
+    middle
+        The mean over the posterior, ``[points]``; of an outcome that has none, such as
+        a Cauchy, the median of new values.
+    band
+        Limits of the interval of the mean over the posterior; None for a point.
+    new
+        Limits of the interval of new outcomes; None for probabilities.
+    """
+
+    label: str
+    middle: Array
+    band: Band | None
+    new: Band | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +72,12 @@ class Prediction:
         The labels of the input and of the outcome.
     x
         The input, sorted, ``[points]``.
-    middle
-        Median of the predictive draws, or mean if they are integers, ``[points]``.
-    middle_label
-        Whether it is the median or the mean.
-    bands
-        Probability -> lower and upper limits of the central interval, ``[points]``;
-        empty for 0/1 outcomes.
-    joined
-        Whether the points form a curve: all other inputs are constant, and this one
-        is not a group.
+    curves
+        One, or one for each class.
     groups
         Value of the input -> label, if it is the index of a group.
+    held
+        Label -> value of the inputs that are held.
     observed
         Inputs and outcomes of the data, or None.
     """
@@ -62,67 +85,63 @@ class Prediction:
     x_label: str
     y_label: str
     x: Array
-    middle: Array
-    middle_label: str
-    bands: dict[float, tuple[Array, Array]]
-    joined: bool
+    curves: tuple[Curve, ...]
     groups: dict[float, str]
+    held: dict[str, str]
     observed: tuple[Array, Array] | None
 
 
-def prediction(
-    fit: Fit,
-    data: Any,
-    x: str | None,
-    y: str | None,
-    site: str | None,
-    *,
-    draws: int | None,
-    seed: int,
-) -> Prediction:
-    """Compute the data of `plot_predictive`; the parameters are the same."""
+@dataclass(frozen=True)
+class Shown:
+    """What a user asks `plot_predictive` for; its parameters are the same."""
+
+    x: str | None = None
+    y: str | None = None
+    site: str | None = None
+    at: Mapping[str, Any] | None = None
+    prob: float = 0.95
+    draws: int | None = None
+    seed: int = 0
+
+
+def prediction(fit: Fit, data: Any, shown: Shown) -> Prediction:
+    """Compute the data of `plot_predictive`."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit must be a Fit, got {type(fit).__name__}")
-    for option, name in {"x": x, "y": y, "site": site}.items():
+    for option in ("x", "y", "site"):
+        name = getattr(shown, option)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{option} must be a name, such as 'x[2]', got {name!r}")
-    site, part = predicted_site(fit, y, site)
-    y = y or observed_argument(fit, site)
-    outcome = outcomes(fit, data, y)
-    columns = row_inputs(fit, data)
-    x = input_along(x, columns)
-    if draws is None:
-        draws = min(20_000, max(1_000, _DRAWN // len(columns[x])))
-    predicted = fit.predict(data, draws=draws, seed=seed)[site]
-    values = column(fit, site, np.asarray(predicted.cpu().double()), part, axis=2)
-    across = columns[x]
-    if values.shape[1:] != across.shape:
-        raise ValueError(
-            f"input '{x}' has {len(across)} values, but site '{site}' is predicted in "
-            f"{values.shape[1]}; give one value of the input for each prediction"
-        )
-    others = [c for n, c in columns.items() if n != x]
-    alone = all(np.ptp(c) == 0 for c in others)
-    groups = _groups(across, fit.problem.arguments.labels.get(x, ()))
-    observed = None if outcome is None else (across, outcome)
-    if alone:
-        across, values = _pooled(across, values)
-    order = np.argsort(across, kind="stable")
-    across, values = across[order], values[:, order]
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
-    bands = {} if binary else {p: _interval(values, p) for p in _BANDS}
-    # The median of integers moves in steps; the mean of heavy tails is not central.
-    whole = bool((values == values.round()).all())
+    check_probability(shown.prob)
+    if shown.draws is not None:
+        whole_number("draws", shown.draws)
+    site, part = predicted_site(fit, shown.y, shown.site)
+    y = shown.y or observed_argument(fit, site)
+    along = inputs_along(fit, data, shown.x, shown.at)
+    try:
+        columns = _expected(fit, along, site, part, shown)
+    except Exception:
+        # Some programs have as many rows as in the data, whatever they are given.
+        if along.data is data or len(along.across) == len(along.observed):
+            raise
+        along = inputs_along(fit, data, shown.x, shown.at, len(along.observed))
+        columns = _expected(fit, along, site, part, shown)
+    for each in columns:
+        _refuse_other_length(each, along)
+    order = np.unique(along.across, return_index=True)[1]
+    is_point = fit.posterior.is_point
+    curves = tuple(_curve(c, shown.prob, order, is_point=is_point) for c in columns)
+    # The codes of classes have no height among probabilities.
+    classes = columns[0].new is None and _is_observed(fit, site)
+    outcome = None if classes else outcomes(fit, data, y)
     return Prediction(
-        x_label=x,
-        y_label=y,
-        x=across,
-        middle=values.mean(0) if whole else np.median(values, 0),
-        middle_label="mean" if whole else "median",
-        bands=bands,
-        joined=alone and not groups,
-        groups=groups,
-        observed=observed,
+        x_label=written(along.label),
+        y_label=f"probability of {y}" if classes else y,
+        x=along.across[order],
+        curves=curves,
+        groups=along.groups,
+        held=along.held,
+        observed=None if outcome is None else (along.observed, outcome),
     )
 
 
@@ -133,16 +152,22 @@ def plot_predictive(
     y: str | None = None,
     *,
     site: str | None = None,
+    at: Mapping[str, Any] | None = None,
+    prob: float = 0.95,
     draws: int | None = None,
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot the predictive distribution along one input, with the data.
+    """Plot the expected outcome along one input, with intervals and the data.
 
-    The line is the predictive median, or the mean if outcomes are integers; the bands
-    are central 50% and 95% intervals. If other inputs vary too, there is not a single
-    curve, and each row has a bar instead; so has each of up to 12 groups, if the input
-    is their index. 0/1 outcomes have no bands: their mean is the probability.
+    The line is the mean of the outcome: the probability of a 1, the rate of a count; of
+    a category there is one line for the probability of each class. The inner band is
+    the interval of that mean over the posterior, which a point does not have, and the
+    outer band that of new outcomes. Up to 12 groups have bars instead, if the input is
+    their index.
+
+    If other inputs vary, they are held: numbers at their mean, integers and categories
+    at their mode, or as `at` says.
 
     Parameters
     ----------
@@ -150,7 +175,7 @@ def plot_predictive(
         Any fit.
     data
         Inputs to predict for, in any form that `Fit.predict` accepts, and the observed
-        values, if they are to be shown. A fine grid gives smooth bands.
+        values, if they are to be shown.
     x
         The input on the horizontal axis: an argument with one value per row, or a
         column such as ``x[2]``, ``x[age]`` or only ``age``; may be None if only one
@@ -161,9 +186,12 @@ def plot_predictive(
     site
         The observed site, or a deterministic site with one value per row; None takes
         the observed site with the name of `y`, or the only one.
+    at
+        Label of another input -> the value at which it is held.
+    prob
+        Probability of the intervals.
     draws
-        The number of predictive draws; None takes from 1,000 (many rows) to 20,000
-        (few rows).
+        The number of draws; None takes from 200 (many rows) to 2,000 (few rows).
     seed
         Seed of the draws.
     ax
@@ -179,8 +207,8 @@ def plot_predictive(
     TypeError
         If `fit` is not a `Fit`, a name not a string, or `ax` not Axes.
     ValueError
-        If `x`, `y` or `site` are unknown or ambiguous, or the data do not suit the
-        program.
+        If `x`, `y`, `site` or an input in `at` are unknown or ambiguous, or the data do
+        not suit the program.
 
     Examples
     --------
@@ -196,15 +224,17 @@ def plot_predictive(
     ('x', 'y')
     """
     check_axes(ax)
-    drawn = prediction(fit, data, x, y, site, draws=draws, seed=seed)
+    drawn = prediction(fit, data, Shown(x, y, site, at, prob, draws, seed))
     with canvas(ax, 5.6, 3.8) as axes:
-        if drawn.joined:
-            _draw_bands(axes, drawn)
-        else:
-            _draw_bars(axes, drawn)
+        draw = _draw_bars if drawn.groups else _draw_bands
+        for position, curve in enumerate(drawn.curves):
+            draw(axes, drawn, position, curve, f"{100 * prob:g}%")
         if drawn.observed is not None:
+            inputs, values = drawn.observed
+            # Next to the bars of groups, which they would cover.
             axes.plot(
-                *drawn.observed,
+                inputs + 0.15 if drawn.groups else inputs,
+                values,
                 color="0.15",
                 linestyle="none",
                 marker=".",
@@ -215,66 +245,133 @@ def plot_predictive(
             axes.set_xticks(list(drawn.groups), list(drawn.groups.values()))
         axes.set_xlabel(drawn.x_label)
         axes.set_ylabel(drawn.y_label)
+        if drawn.held:
+            _write_held(axes, drawn.held)
         legend_above(axes)
     return axes
 
 
-def _draw_bands(ax: Axes, drawn: Prediction) -> None:
-    for prob, (lower, upper) in drawn.bands.items():
-        alpha = 0.18 if prob == max(drawn.bands) else 0.3
-        ax.fill_between(
-            drawn.x,
-            lower,
-            upper,
-            color=COLORS[0],
-            alpha=alpha,
-            linewidth=0,
-            label=f"{100 * prob:g}%",
+def _expected(
+    fit: Fit, along: Along, site: str, part: str | None, shown: Shown
+) -> Sequence[Expected]:
+    """Return the means along the input: one column, or one for each class."""
+    draws = shown.draws or min(2_000, max(200, _DRAWN // max(len(along.across), 1)))
+    if not _is_observed(fit, site):
+        values = fit.predict(along.data, draws=draws, seed=shown.seed)[site]
+        means = column(fit, site, np.asarray(values.cpu().double()), part, axis=2)
+        return [Expected(site, None, means, None)]
+    found = expected_values(
+        fit.problem,
+        fit.posterior.draw(draws, shown.seed),
+        fit.posterior.own,
+        along.data,
+        sites=[site],
+        count=draws,
+        seed=shown.seed,
+    )
+    if part is None and (len(found) == 1 or found[0].new is None):
+        return found
+    entries = [str(each.entry) for each in found]
+    if part is None or part not in entries:
+        name = shown.y or site
+        several = len(found) > 1
+        has = f"{len(found)} columns" if several else "one value per row"
+        name_one = (
+            f"name one of them, from '{site}[{entries[0]}]' to '{site}[{entries[-1]}]'"
         )
-    ax.plot(
-        drawn.x, drawn.middle, color=COLORS[0], linewidth=1.6, label=drawn.middle_label
+        remedy = name_one if several else f"name it '{site}'"
+        raise ValueError(f"'{name}' cannot be drawn: '{site}' has {has}; {remedy}")
+    return [found[entries.index(part)]]
+
+
+def _is_observed(fit: Fit, site: str) -> bool:
+    """Return whether a site is observed, and not computed."""
+    return site in fit.problem.sites_with_role(Role.OBSERVED)
+
+
+def _curve(expected: Expected, prob: float, order: Any, *, is_point: bool) -> Curve:
+    means, new = expected.means[:, order], expected.new
+    middle, label = means.mean(0), expected.entry or "mean"
+    if new is None:
+        return Curve(label, middle, None if is_point else interval(means, prob), None)
+    new = new[:, order]
+    if np.isnan(middle).any():
+        return Curve("median", np.median(new, 0), None, interval(new, prob))
+    # New values of 0 and 1 are from 0 to 1 almost everywhere.
+    yes_or_no = bool(np.isin(new, (0.0, 1.0)).all())
+    return Curve(
+        "mean",
+        middle,
+        None if is_point else interval(means, prob),
+        None if yes_or_no else interval(new, prob),
     )
 
 
-def _draw_bars(ax: Axes, drawn: Prediction) -> None:
-    # Many bars are drawn thinner.
-    thick = 3.0 if len(drawn.x) <= _GROUPS else min(1.0, max(0.4, 100 / len(drawn.x)))
-    for prob, (lower, upper) in drawn.bands.items():
-        width = thick * (0.8 if prob == max(drawn.bands) else 2.4)
-        ax.vlines(
-            drawn.x,
-            lower,
-            upper,
-            color=COLORS[0],
-            alpha=0.3,
-            linewidth=width,
-            label=f"{100 * prob:g}%",
+def _refuse_other_length(expected: Expected, along: Along) -> None:
+    if expected.means.shape[1] != len(along.across):
+        raise ValueError(
+            f"input '{along.label}' has {len(along.across)} values, but site "
+            f"'{expected.site}' is predicted in {expected.means.shape[1]}; give one "
+            "value of the input for each prediction"
         )
+
+
+def _draw_bands(
+    ax: Axes, drawn: Prediction, position: int, curve: Curve, share: str
+) -> None:
+    look, alone = color(position), len(drawn.curves) == 1
+    bands = {f"{share} of new values": (curve.new, 0.15)}
+    bands[f"{share} of the {curve.label}" if alone else "_"] = (curve.band, 0.3)
+    for label, (band, alpha) in bands.items():
+        if band is not None:
+            ax.fill_between(
+                drawn.x,
+                *band,
+                color=look,
+                alpha=alpha,
+                linewidth=0,
+                label=label,
+            )
+    ax.plot(drawn.x, curve.middle, color=look, linewidth=1.6, label=curve.label)
+
+
+def _draw_bars(
+    ax: Axes, drawn: Prediction, position: int, curve: Curve, share: str
+) -> None:
+    look, count = color(position), len(drawn.curves)
+    place = drawn.x + 0.5 * ((position + 0.5) / count - 0.5)
+    bars = {f"{share} of new values": (curve.new, 2.4, 0.3)}
+    bars[f"{share} of the {curve.label}" if count == 1 else "_"] = (
+        curve.band,
+        7.0,
+        0.3,
+    )
+    for label, (band, width, alpha) in bars.items():
+        if band is not None:
+            ax.vlines(
+                place,
+                *band,
+                color=look,
+                alpha=alpha,
+                linewidth=width,
+                label=label,
+            )
     ax.plot(
-        drawn.x,
-        drawn.middle,
-        color=COLORS[0],
+        place,
+        curve.middle,
+        color=look,
         linestyle="none",
         marker="_",
-        markersize=max(3.0, 5 * thick),
-        label=drawn.middle_label,
+        markersize=12,
+        label=curve.label,
     )
 
 
-def _groups(across: Array, labels: Sequence[Any]) -> dict[float, str]:
-    """Return group -> label; empty if the input is not the index of a group."""
-    values = np.unique(across)
-    if len(values) > _GROUPS or (values != values.round()).any():
-        return {}
-    return {v: str(labels[int(v)] if labels else int(v)) for v in values.tolist()}
-
-
-def _pooled(across: Array, values: Array) -> tuple[Array, Array]:
-    """Keep one row of draws for each distinct value of the input."""
-    unique, first = np.unique(across, return_index=True)
-    return unique, values[:, first]
-
-
-def _interval(values: Array, prob: float) -> tuple[Array, Array]:
-    lower, upper = np.quantile(values, ((1 - prob) / 2, (1 + prob) / 2), axis=0)
-    return lower, upper
+def _write_held(ax: Axes, held: Mapping[str, str]) -> None:
+    """Write the values of the held inputs below the horizontal axis."""
+    texts = [f"{written(label)} = {value}" for label, value in held.items()]
+    others = len(texts) - _HELD
+    if others > 1:
+        texts = [*texts[:_HELD], f"{others} other inputs at their mean or mode"]
+    note = textwrap.fill("with " + ", ".join(texts), 70)
+    ax.set_xlabel(f"{ax.get_xlabel()}\n({note})")

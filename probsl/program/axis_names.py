@@ -39,6 +39,8 @@ class AxisNames:
         are the sites, the program's own parameters, and the array arguments.
     coords
         Dimension -> labels of its entries.
+    classes
+        Observed site -> labels of its classes, if the data have them.
     note
         What was inferred, as a sentence; empty if nothing was.
 
@@ -54,6 +56,7 @@ class AxisNames:
 
     dims: Mapping[str, Axes] = field(default_factory=dict)
     coords: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     note: str = ""
 
     def labels(self, name: str, shape: Sequence[int]) -> list[str]:
@@ -69,9 +72,7 @@ class AxisNames:
         labels = self.coords.get(dim, ()) if dim is not None else ()
         if len(labels) != size:
             return [str(i) for i in range(size)]
-        texts = [str(label) for label in labels]
-        # The number 1 and the text "1" are different categories.
-        return texts if len({*texts}) == size else [repr(label) for label in labels]
+        return distinct_texts(labels)
 
     def renamed(self, labels: Sequence[str], shapes: Mapping[str, Any]) -> list[str]:
         """Return labels such as ``w[0]`` as `labels` states them; others unchanged."""
@@ -82,6 +83,12 @@ class AxisNames:
                 plain = element_labels(name, shapes[name])
                 known |= zip(plain, self.labels(name, shapes[name]), strict=True)
         return [known.get(label, label) for label in labels]
+
+
+def distinct_texts(labels: Sequence[Any]) -> list[str]:
+    """Return labels as texts, quoted if two of them are the same text, as 1 and "1"."""
+    texts = [str(label) for label in labels]
+    return texts if len({*texts}) == len(texts) else [repr(label) for label in labels]
 
 
 def name_axes(
@@ -118,6 +125,7 @@ def name_axes(
     return AxisNames(
         {n: axes for n, axes in named.items() if any(axes)},
         labels,
+        _classes(problem),
         _note(inferred, dims, variables),
     )
 
@@ -203,6 +211,24 @@ def _row_labels(problem: Problem) -> dict[str, tuple[Any, ...]]:
         if whole and len(codes) == plate.size == len(codes.unique()):
             found[plate.name] = tuple(categories[int(code)] for code in codes)
     return found if len(found) < 2 else {}
+
+
+def _classes(problem: Problem) -> dict[str, tuple[Any, ...]]:
+    """Return observed site -> the levels of the category that it observes."""
+    known = problem.arguments.labels
+    codes = {
+        name: value
+        for name, value in problem.arguments.values.items()
+        if name in known and torch.is_tensor(value) and value.dim() == 1
+    }
+    if not codes:
+        return {}
+    return {
+        site: known[name]
+        for site, observed in problem.observed_values().items()
+        for name, value in codes.items()
+        if observed.shape == value.shape and bool((observed == value).all())
+    }
 
 
 def _distinct(dim: str, labels: Sequence[Any]) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ def linear_regression(names):
     penalty = (found["MAP"]["sigma"] / 300.0) ** 2 * np.eye(10)
     ridge = np.linalg.solve(x.T @ x + penalty, x.T @ y)
     assert found["MAP"].iloc[:10].to_numpy() == pytest.approx(ridge, rel=1e-4)
-    assert found["MAP, Laplace"][["w[0]", "w[4]", "w[7]"]].tolist() == [0, 0, 0]
+    assert found["MAP, Laplace"][["w[age]", "w[s1]", "w[s4]"]].tolist() == [0, 0, 0]
 
 
 def logistic_regression(names):

@@ -1,7 +1,7 @@
 """Plots show the numbers of the fits, and leave matplotlib as they found it."""
 
 import warnings
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 
 import matplotlib as mpl
@@ -23,7 +23,7 @@ import probsl
 from probsl.plots.canvas import STYLE, canvas
 from probsl.plots.elements import Element
 from probsl.plots.losses import descents
-from probsl.plots.predictive import prediction
+from probsl.plots.predictive import Shown, prediction
 from probsl.plots.prior_posterior import panels
 from probsl.plots.priors import priors
 from probsl.plots.shrinkage import shrinkage
@@ -229,7 +229,7 @@ def test_the_style_is_one_of_matplotlib():
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, y="y[1]"),
             ValueError,
-            r"'y\[1\]' cannot be drawn: 'y' has shape \(4,\)",
+            r"'y\[1\]' cannot be drawn: 'obs' has one value per row",
         ),
         (
             lambda: probsl.plot_predictive(
@@ -511,20 +511,23 @@ def test_distributions_made_outside_a_program_draw_in_its_floating_type():
     assert density == pytest.approx([1 / (2 * (2 * np.pi) ** 0.5)], rel=1e-6)
 
 
-def test_bands_are_quantiles_of_the_predictions(ax):
+def test_bands_are_quantiles_of_means_and_of_new_values(ax):
     grid = {"x": np.linspace(0.0, 3.0, 7)}
     probsl.plot_predictive(line_fit(), grid, draws=500, seed=3, ax=ax)
-    draws = np.asarray(line_fit().predict(grid, draws=500, seed=3)["obs"])
-    for band, prob in zip(ax.collections, (0.95, 0.5), strict=True):
-        edges = np.quantile(draws, [(1 - prob) / 2, (1 + prob) / 2], 0)
+    table = line_fit().expected(grid, draws=500, seed=3)
+    names = (("predictive_lower", "predictive_upper"), ("lower", "upper"))
+    for band, limits in zip(ax.collections, names, strict=True):
         corners = band.get_paths()[0].vertices
-        for x, low, high in zip(grid["x"], *edges, strict=True):
+        for x, low, high in zip(grid["x"], *(table[n] for n in limits), strict=True):
             heights = np.unique(corners[corners[:, 0] == x, 1])
             assert heights[[0, -1]] == pytest.approx([low, high])
-        assert band.get_label() == f"{100 * prob:g}%"
+    assert [c.get_label() for c in ax.collections] == [
+        "95% of new values",
+        "95% of the mean",
+    ]
     (middle,) = ax.lines
-    assert middle.get_ydata() == pytest.approx(np.median(draws, 0))
-    assert middle.get_label() == "median"
+    assert middle.get_ydata() == pytest.approx(table["mean"].to_numpy())
+    assert middle.get_label() == "mean"
 
 
 def test_data_are_dots_and_equal_inputs_are_one_point(ax):
@@ -536,32 +539,42 @@ def test_data_are_dots_and_equal_inputs_are_one_point(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
 
 
-def test_a_deterministic_site_can_be_drawn_without_its_noise():
-    narrow, broad = (
-        prediction(line_fit(), LINE, None, None, site, draws=2000, seed=0)
-        for site in ("mean", None)
-    )
-    for prob in (0.5, 0.95):
-        widths = [np.subtract(*reversed(p.bands[prob])) for p in (narrow, broad)]
-        assert (widths[0] < widths[1]).all()
+def test_a_deterministic_site_has_its_own_band_and_no_new_values():
+    (mean,) = prediction(line_fit(), LINE, Shown(site="mean")).curves
+    (outcome,) = prediction(line_fit(), LINE, Shown()).curves
+    assert mean.new is None
+    assert mean.middle == pytest.approx(outcome.middle)
+    assert np.asarray(mean.band) == pytest.approx(np.asarray(outcome.band))
 
 
-def test_rows_have_bars_where_other_inputs_vary(ax):
+def test_a_point_has_no_band_of_its_mean():
     data = problem("mixed model").data
-    fit = fits_of("mixed model")["SVI"]
-    drawn = prediction(fit, data, "x[1]", None, None, draws=200, seed=0)
-    assert not drawn.joined
-    assert drawn.x.tolist() == sorted(np.asarray(data["x"])[:, 1].tolist())
-    probsl.plot_predictive(fit, data, "x[1]", draws=200, ax=ax)
-    assert all(isinstance(c, LineCollection) for c in ax.collections)
-    assert [len(c.get_segments()) for c in ax.collections] == [len(data["y"])] * 2
+    (curve,) = prediction(fits_of("mixed model")["MAP"], data, Shown("x[1]")).curves
+    assert curve.band is None
+    assert curve.new is not None
+
+
+@pytest.mark.parametrize("at", [None, {"x[0]": 0.5, "group": 1}])
+def test_other_inputs_are_held(at, ax):
+    data = problem("mixed model").data
+    fit = fits_of("mixed model")["MAP"]
+    drawn = prediction(fit, data, Shown("x[1]", at=at))
+    columns, groups = np.asarray(data["x"]), np.asarray(data["group"])
+    first = columns[:, 0].mean() if at is None else 0.5
+    group = np.bincount(groups.astype(int)).argmax() if at is None else 1
+    grid = np.linspace(columns[:, 1].min(), columns[:, 1].max(), 200)
+    x = np.stack([np.full(200, first), grid], 1)
+    expected = fit.expected({**data, "x": x, "group": np.full(200, group)})["mean"]
+    assert drawn.curves[0].middle == pytest.approx(expected.to_numpy(), abs=1e-6)
+    assert drawn.held["group"] == str(group)
+    assert ("x[0]" in drawn.held) is (at is not None)  # it is a column of ones
+    probsl.plot_predictive(fit, data, "x[1]", at=at, ax=ax)
+    assert f"group = {group}" in ax.get_xlabel()
 
 
 def test_groups_have_one_bar_each():
     data = problem("centered groups").data
-    fit = fits_of("centered groups")["SVI"]
-    drawn = prediction(fit, data, None, None, None, draws=200, seed=0)
-    assert not drawn.joined
+    drawn = prediction(fits_of("centered groups")["SVI"], data, Shown())
     assert drawn.x.tolist() == [0, 1, 2]
     assert drawn.groups == {0: "0", 1: "1", 2: "2"}
 
@@ -572,30 +585,79 @@ def test_groups_bear_the_names_of_their_categories(ax):
     fit = probsl.fit(problem("centered groups").program, data, probsl.SVI(AutoNormal))
     probsl.plot_predictive(fit, data, ax=ax)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert all(isinstance(c, LineCollection) for c in ax.collections)
 
 
-def test_yes_or_no_has_a_probability_and_no_bands():
+def test_yes_or_no_has_a_probability_and_no_new_values():
     data = problem("logistic").data
-    fit = fits_of("logistic")["MAP"]
-    drawn = prediction(fit, data, None, None, None, draws=4000, seed=0)
-    assert drawn.bands == {}
-    assert drawn.middle_label == "mean"
-    x = np.asarray(data["x"])
-    order = np.argsort(x[:, 1])
-    expected = 1 / (1 + np.exp(-x[order] @ np.asarray(fit.point()["w"])))
-    # Five standard errors of 4000 draws.
-    assert drawn.middle == pytest.approx(expected, abs=5 * 0.5 / 4000**0.5)
+    fit = fits_of("logistic")["SVI"]
+    (curve,) = prediction(fit, data, Shown()).curves
+    assert curve.new is None
+    assert curve.label == "mean"
+    expected = fit.expected(data, draws=2000)
+    order = np.argsort(np.asarray(data["x"])[:, 1])
+    assert curve.middle == pytest.approx(expected["mean"].to_numpy()[order])
+    assert curve.band[1] == pytest.approx(expected["upper"].to_numpy()[order])
+
+
+def classes(x, species=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("species", dist.Categorical(logits=x @ w), obs=species)
+
+
+def test_classes_have_a_probability_each_and_never_a_mean_of_their_codes(ax):
+    species = pd.Series([*"cabcab"], dtype="category")
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2)), columns=["a", "b"])
+    data = {"x": x, "species": species}
+    fit = probsl.fit(classes, data, probsl.SVI())
+    drawn = prediction(fit, data, Shown("b"))
+    assert [curve.label for curve in drawn.curves] == ["a", "b", "c"]
+    total = sum(curve.middle for curve in drawn.curves)
+    assert total == pytest.approx(np.ones(200))
+    assert drawn.observed is None
+    probsl.plot_predictive(fit, data, "b", ax=ax)
+    assert ax.get_ylabel() == "probability of species"
+    assert ax.get_xlabel().startswith("b\n(with a = ")
+    one = prediction(fit, data, Shown("b", "species[c]"))
+    assert one.curves[0].middle == pytest.approx(drawn.curves[2].middle)
+
+
+def test_an_outcome_without_a_mean_is_drawn_at_its_median():
+    def heavy(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Cauchy(slope * x, 0.1), obs=y)
+
+    fit = probsl.fit(heavy, LINE, probsl.MAP())
+    drawn = prediction(fit, LINE, Shown(draws=2000))
+    (curve,) = drawn.curves
+    assert curve.label == "median"
+    expected = drawn.x * float(fit.point()["slope"])
+    # Five standard errors of a median of 2,000 draws from a Cauchy of scale 0.1.
+    assert curve.middle == pytest.approx(expected, abs=5 * 0.1 * np.pi / 2 / 2000**0.5)
+
+
+def test_a_program_of_fixed_size_is_drawn_at_as_many_points_as_it_has_rows():
+    def fixed(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", 6):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(6, 2)), "y": rng.normal(size=6)}
+    fit = probsl.fit(fixed, data, probsl.MAP())
+    assert len(prediction(fit, data, Shown("x[1]")).x) == 6
 
 
 def test_one_of_several_outcomes_is_chosen_by_its_column():
     data = problem("LKJ covariance").data
     fit = fits_of("LKJ covariance")["MAP"]
-    choose = partial(prediction, fit, data, "x", site=None, draws=500, seed=0)
-    drawn = choose("y[1]")
+    drawn = prediction(fit, data, Shown("x", "y[1]"))
     assert drawn.y_label == "y[1]"
     assert drawn.observed[1] == pytest.approx(np.asarray(data["y"])[:, 1])
     with pytest.raises(ValueError, match=r"2 columns; name one of them, from 'y\[0\]'"):
-        choose("y")
+        prediction(fit, data, Shown("x", "y"))
 
 
 def long_names(x, y=None):
