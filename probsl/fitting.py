@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probsl.contract import Basin, Method, Posterior, Run, Status
 from probsl.data.data_options import DataOptions
+from probsl.data.missing import CompleteRows, complete_rows
 from probsl.draws.expected import expected_table, expected_values, row_index
 from probsl.draws.log_scores import log_score_rows
 from probsl.draws.predictions import deterministics, predictive
@@ -21,6 +22,7 @@ from probsl.draws.summary import check_probability, summarize
 from probsl.isolation.calls import undisturbed
 from probsl.options import whole_number
 from probsl.program.batch_checks import check_batches
+from probsl.program.dry_run import check_program
 from probsl.program.places import Place
 from probsl.program.problem import Problem
 from probsl.tables import ROWS, WIDTH, number, parameters
@@ -376,6 +378,7 @@ def fit(
     device: str | torch.device | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    missing: Literal["refuse", "drop"] = "refuse",
     compile: Literal["auto"] | int = "auto",
     progress: bool | None = None,
     callbacks: Sequence[Callable[[int, float, Tensor], Any]] = (),
@@ -426,6 +429,9 @@ def fit(
     coords
         Name of an axis or plate -> labels of its entries. They name the elements in
         summaries, comparisons and plots: ``w[age]`` instead of ``w[0]``.
+    missing
+        What to do with rows in which a value is missing: refuse them, or drop them, and
+        say in `note` how many of which argument.
     compile
         Whether to compile first-order steps: True from the first one, False never,
         "auto" once the expected savings exceed the compile time. Searches that end
@@ -470,6 +476,8 @@ def fit(
     started = time.perf_counter()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
+    complete = _complete_rows(missing, program, data, rows, weights)
+    data, weights = complete.data, complete.weights
     options = DataOptions(rows, weights, batch_size, total, dtype, device)
     problem = _bound(program, data, options, _first_place(method))
     if dims or coords or not isinstance(program, Problem):
@@ -481,7 +489,12 @@ def fit(
     run = Run(seed, batch_size, progress, tuple(callbacks), compile)
     with problem.isolated(seed):
         outcome = method.run(problem, run)
-    notes = (outcome.note, _own_batches(problem, batch_size), problem.names.note)
+    notes = (
+        outcome.note,
+        _own_batches(problem, batch_size),
+        complete.note,
+        problem.names.note,
+    )
     return Fit(
         problem=problem,
         method=method,
@@ -496,6 +509,26 @@ def fit(
         compiled_from=outcome.compiled_from,
         basins=outcome.basins,
     )
+
+
+def _complete_rows(
+    missing: str,
+    program: Callable[..., Any] | Problem,
+    data: Any,
+    rows: Sequence[str] | None,
+    weights: Any,
+) -> CompleteRows:
+    """Drop rows with missing values if that is asked for."""
+    if missing not in ("refuse", "drop"):
+        raise ValueError(f"missing must be 'refuse' or 'drop', got {missing!r}")
+    if missing == "refuse":
+        return CompleteRows(data, weights, "")
+    if isinstance(program, Problem):
+        raise ValueError(
+            "missing='drop' needs data, but a problem has its data already"
+        )
+    check_program(program)
+    return complete_rows(program, data, rows, weights)
 
 
 def _bound(

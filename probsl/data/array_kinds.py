@@ -148,7 +148,7 @@ def refuse_kinds(name: str, value: Any) -> None:
 def _refuse_objects(name: str, value: Any) -> None:
     """Say which type an array of objects or text holds, by its first such entry."""
     entries = value.reshape(-1).tolist()
-    refuse_missing(name, np.array([_is_missing(v) for v in entries], dtype=bool))
+    refuse_missing(name, np.array([is_missing(v) for v in entries], dtype=bool))
     strange = (
         (i, v)
         for i, v in enumerate(entries)
@@ -171,7 +171,8 @@ def _refuse_objects(name: str, value: Any) -> None:
     )
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Return whether an object stands for a missing value: NaN, None, NA, NaT."""
     if isinstance(value, float):
         return math.isnan(value)
     missing = value is None or value is np.ma.masked
