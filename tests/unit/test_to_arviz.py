@@ -518,3 +518,24 @@ def test_an_axis_of_length_one_is_that_of_the_observed_values(shape):
     expected = log_normal(1.0, data.posterior["mu"].values.reshape(1, 5, 1), 1.0)
     found = density.values.reshape(1, 5, -1)
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), 1e-5)
+
+
+@pytest.mark.skipif(MODERN, reason="ArviZ 1.x has other functions, and no warnings")
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (probsl.SVI(), {"kind": "stats"}),
+        (probsl.MAP(), {"stat_funcs": {"estimate": np.mean}, "extend": False}),
+    ],
+    ids=["SVI", "MAP"],
+)
+def test_arviz_summarizes_without_a_warning(method, options, caplog):
+    case = problem("linear")
+    data = probsl.to_arviz(probsl.fit(case.program, case.data, method))
+    import arviz
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = arviz.summary(data, **options)
+    assert len(table)
+    assert not caplog.records
