@@ -50,6 +50,7 @@ nb_merge_streams = True
 nb_output_stderr = "warn"  # a page shows no warning, so it has to be silenced or mended
 # Pyro asks tqdm for the bar of notebooks, which wants a package that no page needs.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+os.environ["TQDM_DISABLE"] = "1"  # how long a cell took here says nothing to a reader
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -15,6 +15,7 @@ from probsl.draws.summary import COLUMNS
 from probsl.fitting import Fit, log_score
 from probsl.isolation.calls import undisturbed
 from probsl.options import did_you_mean
+from probsl.progress import phase
 from probsl.psis import K_LIMIT
 from probsl.scores.leave_one_out import score_fitted_rows
 from probsl.tables import (
@@ -288,7 +289,11 @@ def compare(
     # Keep the order of the fits; pandas would sort the labels alphabetically.
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
-    found = {name: score_fitted_rows(fit) for name, fit in fits.items()}
+    with phase("scoring the fitted rows", "fits", len(fits)) as scoring:
+        found: dict[str, FittedRows] = {}
+        for name, fit in fits.items():
+            scoring.report(len(found), str(name))
+            found[name] = score_fitted_rows(fit)
     scores = pd.DataFrame({n: _scores(f, found[n], data) for n, f in fits.items()}).T
     order = [c for c in _ORDER if c in scores]
     moved = _distances(fits, estimates, reference) if by_site else None

@@ -123,7 +123,7 @@ class Run:
     batch_size
         Rows per step; None for all of them.
     progress
-        Whether to show a progress bar; None shows one on a terminal.
+        Whether to show a progress bar; None shows a long one to a person.
     callbacks
         Called as ``callback(step, loss, parameters)`` after every step, with
         the flat unconstrained vector; a true return value stops the fit.

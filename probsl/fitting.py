@@ -25,6 +25,7 @@ from probsl.program.batch_checks import check_batches
 from probsl.program.dry_run import check_program
 from probsl.program.places import Place
 from probsl.program.problem import Problem
+from probsl.progress import phase, progress_shown
 from probsl.tables import ROWS, WIDTH, number, parameters
 
 if TYPE_CHECKING:
@@ -438,7 +439,8 @@ def fit(
         in tens of steps are not compiled. A number compiles from that step on:
         passing `compiled_from` of an "auto" fit repeats that fit bit for bit.
     progress
-        Whether to show a progress bar; None shows one on a terminal.
+        Whether to show what is going on, with a bar for the steps; None shows whatever
+        takes more than two seconds, on a terminal or in a notebook.
     callbacks
         Called as ``callback(step, loss, parameters)`` after every step; a true
         return value stops the fit.
@@ -479,15 +481,16 @@ def fit(
     complete = _complete_rows(missing, program, data, rows, weights)
     data, weights = complete.data, complete.weights
     options = DataOptions(rows, weights, batch_size, total, dtype, device)
-    problem = _bound(program, data, options, _first_place(method))
-    if dims or coords or not isinstance(program, Problem):
-        problem = problem.named(dims, coords)
+    with progress_shown(progress), phase("running the program once"):
+        problem = _bound(program, data, options, _first_place(method))
+        if dims or coords or not isinstance(program, Problem):
+            problem = problem.named(dims, coords)
     batch_size = batch_size or problem.data.batch_size or problem.own_batch_size
     if batch_size is not None:
         check_batches(problem, batch_size)
         batch_size = None if batch_size >= problem.size else batch_size
     run = Run(seed, batch_size, progress, tuple(callbacks), compile)
-    with problem.isolated(seed):
+    with progress_shown(progress), problem.isolated(seed):
         outcome = method.run(problem, run)
     notes = (
         outcome.note,

@@ -11,6 +11,7 @@ from torch import Tensor
 from probsl.draws.mapped import Draws, map_draws
 from probsl.draws.predictions import _kept
 from probsl.noise.streams import stream_seed
+from probsl.progress import phase
 
 if TYPE_CHECKING:
     from probsl.program.problem import Problem
@@ -52,13 +53,20 @@ def log_score_rows(
     # Some draws at a time: the log densities of all may not fit in memory.
     step, sums = max(1, _HELD_ELEMENTS // max(problem.size, 1)), []
     evaluating = problem.program.evaluating()
-    with problem.isolated(stream_seed(seed, "scores")), torch.no_grad(), evaluating:
+    isolated = problem.isolated(stream_seed(seed, "scores"))
+    with (
+        phase("scoring rows", "draws", count) as scoring,
+        isolated,
+        torch.no_grad(),
+        evaluating,
+    ):
         for start in range(0, count, step):
-            part = {name: value[start : start + step] for name, value in kept.items()}
+            part = {n: value[start : start + step] for n, value in kept.items()}
             length = min(step, count - start)
             rows = map_draws(score, part, length, problem.size)["row"]
             sums.append(torch.logsumexp(rows, 0))
             sums = [torch.logsumexp(torch.stack(sums), 0)]
+            scoring.report(start + length)
     return sums[0] - math.log(count)
 
 

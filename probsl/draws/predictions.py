@@ -12,6 +12,7 @@ from probsl.noise.streams import stream_seed
 from probsl.program.generating import Drawing, Generating
 from probsl.program.messages import is_computed, is_observation
 from probsl.program.sites import Role
+from probsl.progress import phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,7 +103,7 @@ def generated(
     evaluating = problem.program.evaluating()
     seed = stream_seed(seed, "predictive")
     try:
-        with problem.isolated(seed), torch.no_grad(), evaluating:
+        with phase("predicting"), problem.isolated(seed), torch.no_grad(), evaluating:
             return map_draws(generate, kept, count, _length(problem, arguments))
     except Exception as error:
         _annotate_shapes(error, problem, arguments)
@@ -235,7 +236,8 @@ def _redrawn(
         return {name: drawing.messages[name]["value"] for name in names}
 
     evaluating = problem.program.evaluating()
-    with problem.isolated(seed), torch.no_grad(), evaluating:
+    drawing_them = phase("drawing from the program")
+    with drawing_them, problem.isolated(seed), torch.no_grad(), evaluating:
         drawn = map_draws(generate, given, count, problem.size)
     return (
         {name: value for name, value in drawn.items() if name not in missing},

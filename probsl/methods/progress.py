@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from probsl.progress import phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,27 +20,18 @@ Callback = Callable[..., Any]
 
 @contextmanager
 def watching(run: Run, size: float, total: int | None) -> Iterator[Callback]:
-    """Yield the callback of a search: a progress bar and the user's callbacks.
+    """Yield the callback of a search: its progress and the user's callbacks.
 
     Losses are reported as sums over the rows.
     """
-    show = sys.stderr.isatty() if run.progress is None else run.progress
-    bar = None
-    if show:
-        from tqdm.auto import tqdm
+    with phase("minimizing", "steps", total) as search:
 
-        bar = tqdm(total=total, unit="step")
+        def callback(
+            step: int, loss: float, x: Tensor, rate: float | None = None
+        ) -> bool:
+            of_rate = "" if rate is None else f", rate {rate:.2g}"
+            search.report(step, f"loss {loss * size:.6g}{of_rate}")
+            answers = [each(step, loss * size, x) for each in run.callbacks]
+            return any(answers)
 
-    def callback(step: int, loss: float, x: Tensor, rate: float | None = None) -> bool:
-        if bar is not None:
-            bar.update(step - bar.n)
-            details = {} if rate is None else {"rate": f"{rate:.2g}"}
-            bar.set_postfix(loss=f"{loss * size:.6g}", **details, refresh=False)
-        answers = [each(step, loss * size, x) for each in run.callbacks]
-        return any(answers)
-
-    try:
         yield callback
-    finally:
-        if bar is not None:
-            bar.close()

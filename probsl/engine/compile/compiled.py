@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probsl.engine.compile.small_matrices import drop_checks, written_out
+from probsl.progress import phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ def _compile(
     graph: Callable[..., Any], inputs: Sequence[Tensor], fixed: Sequence[int] | None
 ) -> Any:
     """Compile a graph; to a CUDA graph if `fixed` lists inputs of fixed address."""
-    with _quiet():
+    with phase("compiling the steps"), _quiet():
         # None of these is a public name of torch. If one is missing, or has changed,
         # the caller continues without compiled code.
         from torch._guards import TracingContext, tracing

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probsl.engine.minimize.hessian import Hessian
+from probsl.progress import phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,5 +71,6 @@ class Landscape:
 
     def hessian(self, x: Tensor) -> NDArray[np.float64]:
         """Return the symmetric Hessian [d, d] of the objective without the penalty."""
-        full: NDArray[np.float64] = self._hessian(x).double().cpu().numpy()
+        with phase("computing the curvature"):
+            full: NDArray[np.float64] = self._hessian(x).double().cpu().numpy()
         return (full + full.T) / 2
