@@ -40,13 +40,14 @@ comparison = probsl.compare(fits)
 print(comparison)
 
 # %%
-# The effects with their 50 and 95% intervals, and as dots what was measured.
+# The effects with their 95% intervals, and as dots what was measured.
 
 with plt.style.context(probsl.plots.STYLE):
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True)
     for ax, (name, fit) in zip(axes, fits.items(), strict=True):
-        probsl.plot_predictive(fit, data, x="school", site="effect", ax=ax)
-        ax.set(title=name, ylabel="effect (points)" if name == "MLE" else "")
+        probsl.plot_predictive(fit, data, x="school", y="effect", ax=ax)
+        ax.set(title=name, xlabel="school")
+        ax.set_ylabel("effect (points)" if name == "MLE" else "")
         ax.set_xticks(range(8), list("ABCDEFGH"))
         ax.get_legend().remove()
 plt.show()

@@ -296,7 +296,7 @@ def compare(
             found[name] = score_fitted_rows(fit)
     scores = pd.DataFrame({n: _scores(f, found[n], data) for n, f in fits.items()}).T
     order = [c for c in _ORDER if c in scores]
-    moved = _distances(fits, estimates, reference) if by_site else None
+    moved = distances(fits, estimates, reference) if by_site else None
     return Comparison(
         fits=dict(fits),
         reference=reference,
@@ -373,7 +373,7 @@ def _by_site(fits: Mapping[str, Fit]) -> bool:
     return max(sizes) > _ELEMENTS
 
 
-def _distances(
+def distances(
     fits: Mapping[str, Fit], estimates: pd.DataFrame, reference: str
 ) -> pd.DataFrame:
     """Return the root mean square difference over the elements of each site.

@@ -20,6 +20,7 @@ from probsl.draws.log_scores import log_score_rows
 from probsl.draws.predictions import deterministics, predictive
 from probsl.draws.summary import check_probability, summarize
 from probsl.isolation.calls import undisturbed
+from probsl.noise.standardized import representative_count
 from probsl.options import whole_number
 from probsl.program.batch_checks import check_batches
 from probsl.program.dry_run import check_program
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 # Above this number of elements a summary has one row per site.
 _SUMMARY_ELEMENTS = 1000
-_SUMMARY_DRAWS = 4096
-_SUMMARY_MEMORY = 20_000_000
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -190,8 +189,7 @@ class Fit:
         draws: dict[str, Tensor] = {}
         if not self.posterior.is_point:
             own = {p.name for p in self.problem.own_parameters}
-            elements = max(sum(v.numel() for v in point.values()), 1)
-            count = max(64, min(_SUMMARY_DRAWS, _SUMMARY_MEMORY // elements))
+            count = representative_count(sum(v.numel() for v in point.values()))
             spread = self.posterior.representative_draws(count)
             completed = self._complete(spread, count)
             draws = {n: v for n, v in completed.items() if n not in own}

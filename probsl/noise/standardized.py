@@ -11,7 +11,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from probsl.noise.record import NoiseRecord
 
-    pass
+
+# The most draws that represent a distribution, and their elements.
+_MOST_DRAWS, _MOST_ELEMENTS = 4096, 4_000_000
+
+
+def representative_count(elements: int) -> int:
+    """Return how many draws represent a distribution of as many numbers.
+
+    Whitening costs the square of their number for each draw, so that above 1,414
+    numbers there are so few draws that none is done.
+
+    Examples
+    --------
+    >>> from probsl.noise.standardized import representative_count
+    >>> [representative_count(size) for size in (1, 1_000, 1_500, 1_000_000)]
+    [4096, 4000, 1500, 64]
+    """
+    size = max(elements, 1)
+    count = max(64, min(_MOST_DRAWS, _MOST_ELEMENTS // size))
+    return count if count >= 2 * size else min(count, max(size, 64))
 
 
 def standardized(recorded: NoiseRecord, count: int, seed: int) -> Tensor:

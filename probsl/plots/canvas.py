@@ -139,10 +139,30 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
     return max(1, fits)
 
 
-def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
-    """Put the legend above the axes, so that it does not cover data."""
+def listed(names: Iterable[str]) -> str:
+    """Return names as a part of a sentence.
+
+    Examples
+    --------
+    >>> from probsl.plots.canvas import listed
+    >>> listed(["MLE", "MAP", "SVI"]), listed(["MLE"])
+    ('MLE, MAP and SVI', 'MLE')
+    """
+    *others, last = map(str, names)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def legend_above(
+    ax: Axes, handles: Iterable[Artist] | None = None, title: str | None = None
+) -> None:
+    """Put the legend above the axes, so that it does not cover data.
+
+    A title goes above the legend, which would cover one set by ``ax.set_title``.
+    """
     found = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
     if not found:
+        if title is not None:
+            ax.set_title(title, loc="left")
         return
     # A legend wider than the axes would shrink them, and layout, which comes later,
     # takes additional space for the tick labels.
@@ -160,4 +180,7 @@ def legend_above(ax: Axes, handles: Iterable[Artist] | None = None) -> None:
         columnspacing=1.2,
         frameon=False,
         ncols=_legend_columns(names, width),
+        title=title,
+        title_fontsize=11.0,
+        alignment="left",
     )

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from probsl.data.arguments import by_name
-from probsl.data.signature import signature_of
 from probsl.draws.predictions import observed_arguments
 from probsl.options import did_you_mean
 from probsl.program.sites import Role
@@ -170,15 +169,15 @@ def input_along(x: str | None, columns: dict[str, Array]) -> str:
     )
 
 
-def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, str | None]:
+def predicted_site(fit: Fit, y: str | None) -> tuple[str, str | None]:
     """Return the site to draw and the label of its column.
 
     Parameters
     ----------
     fit
         Any fit.
-    y, site
-        The names that the user gave, see `probsl.plot_predictive`.
+    y
+        The name that the user gave, see `probsl.plot_predictive`.
 
     Raises
     ------
@@ -187,21 +186,21 @@ def predicted_site(fit: Fit, y: str | None, site: str | None) -> tuple[str, str 
     """
     name, part = split_label(y) if y is not None else (None, None)
     observed = fit.problem.sites_with_role(Role.OBSERVED)
-    if site is None:
-        site = name if name in observed else None
-        if site is None and len(observed) == 1:
-            (site,) = observed
-    if site is None:
-        raise ValueError(
-            f"several sites are observed ({', '.join(observed)}); name one with site="
-        )
     known = (*observed, *fit.problem.sites_with_role(Role.DETERMINISTIC))
-    if site not in known:
+    if name in known:
+        return str(name), part
+    arguments = observed_arguments(fit.problem)
+    if name is not None and name not in arguments:
+        offered = [*known, *sorted(arguments)]
         raise ValueError(
-            f"'{site}' is not an observed or deterministic site of the program "
-            f"({', '.join(known)}){did_you_mean(site, known)}"
+            f"'{name}' is not an outcome of the program ({', '.join(offered)})"
+            f"{did_you_mean(name, offered)}"
         )
-    return site, part
+    if len(observed) != 1:
+        raise ValueError(
+            f"several sites are observed ({', '.join(observed)}); name one with y="
+        )
+    return observed[0], part
 
 
 def observed_argument(fit: Fit, site: str) -> str:
@@ -211,22 +210,9 @@ def observed_argument(fit: Fit, site: str) -> str:
 
 
 def outcomes(fit: Fit, data: Any, label: str) -> Array | None:
-    """Return the observed values of a label, or None if the data have none.
-
-    Raises
-    ------
-    ValueError
-        If the program has no such argument.
-    """
+    """Return the observed values of a label, or None if the data have none."""
     name, part = split_label(label)
-    function = fit.problem.program.function
-    given = by_name(function, data)
-    known = [*signature_of(function).parameters, *given]
-    if name not in known and name not in fit.problem.sites_with_role(Role.OBSERVED):
-        raise ValueError(
-            f"'{name}' is not an argument of the program ({', '.join(known)})"
-            + did_you_mean(name, known)
-        )
+    given = by_name(fit.problem.program.function, data)
     if given.get(name) is None:
         return None
     value = given[name]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probsl.comparison import Comparison
+from probsl.contract import Status
 from probsl.fitting import Fit
 from probsl.options import did_you_mean, several_names
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
     from torch import Tensor
+
+# Above this number of elements in a fit a plot has one row per site.
+MANY = 1000
 
 Fits = Fit | Comparison | Mapping[str, Fit]
 
@@ -164,6 +168,84 @@ def tables(
         name: fit.summary(prob, by="element").reindex(labels)
         for name, fit in fits.items()
     }
+
+
+def by_sites(
+    fits: Mapping[str, Fit], sites: Sequence[str] | None, by: str | None
+) -> bool:
+    """Return whether a plot has one row per site, as a summary of as many elements.
+
+    Raises
+    ------
+    ValueError
+        If `by` is not "element", "site" or None.
+    """
+    if by not in (None, "element", "site"):
+        raise ValueError(f"by must be 'element' or 'site', got {by!r}")
+    counts = (sum(v.numel() for v in fit.point().values()) for fit in fits.values())
+    return by == "site" or (by is None and sites is None and max(counts) > MANY)
+
+
+def sites_of(
+    fits: Mapping[str, Fit], sites: Sequence[str] | None
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Return label of a site -> fit -> the estimates of its elements.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `sites` are not names of sites.
+    """
+    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    known = dict.fromkeys(name for fit in fits.values() for name in fit.point())
+    names = known if sites is None else several_names("sites", sites)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"'{name}' is not a site of the fits ({', '.join(known)})"
+                f"{did_you_mean(name, known)}"
+            )
+    for fit_name, fit in fits.items():
+        for name, value in fit.point().items():
+            if name in names and value.numel():
+                (label,) = fit.problem.element_labels(name, ())
+                row = found.setdefault(f"{label} {list(value.shape)}", {})
+                row[fit_name] = np.asarray(value.detach().cpu().double()).reshape(-1)
+    return found
+
+
+def undetermined(fit: Fit, elements: Sequence[Element]) -> NDArray[np.bool_]:
+    """Return for each element whether the data leave its estimate without meaning."""
+    if fit.status not in (Status.UNBOUNDED, Status.UNIDENTIFIED):
+        return np.zeros(len(elements), dtype=bool)
+    named = {*fit.status_sites}
+    return np.array([e.site in named or e.label in named for e in elements], dtype=bool)
+
+
+def written_labels(
+    labels: Sequence[str], given: Mapping[str, str] | None
+) -> tuple[str, ...]:
+    """Return the labels of rows, with those that the user gave in place of their own.
+
+    Raises
+    ------
+    TypeError
+        If `given` is not a mapping.
+    ValueError
+        If it has a label that is not shown.
+    """
+    if given is None:
+        return tuple(labels)
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"labels must map labels to texts, such as {{'w[0]': 'age'}}, got {given!r}"
+        )
+    for label in given:
+        if label not in labels:
+            raise ValueError(
+                f"labels has '{label}', which is not shown{did_you_mean(label, labels)}"
+            )
+    return tuple(str(given.get(label, label)) for label in labels)
 
 
 def _elements(fit: Fit) -> list[Element]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probsl.plots.canvas import canvas, check_axes, color, dashes, legend_above
+from probsl.plots.canvas import canvas, check_axes, color, dashes, legend_above, listed
 from probsl.plots.elements import Fits, named_fits
 
 if TYPE_CHECKING:
@@ -74,7 +74,13 @@ def descents(fits: Fits) -> dict[str, Descent]:
     return result
 
 
-def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
+def plot_losses(
+    fits: Fits,
+    *,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Plot the objectives of fits by step.
 
     Objectives of different methods are not comparable, so each is shown as the
@@ -87,6 +93,10 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
     ----------
     fits
         A comparison, a mapping from names to fits, or one fit.
+    figsize
+        Width and height of a new figure, in inches.
+    title
+        A title above the legend.
     ax
         The axes to draw in; None makes a figure.
 
@@ -94,7 +104,7 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
     -------
     Axes
         The axes, with a log scale of losses in nats, and a log scale of steps if the
-        numbers of steps differ much.
+        numbers of steps differ much. Its `get_label` is an alternative text.
 
     Raises
     ------
@@ -117,7 +127,7 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
     """
     check_axes(ax)
     drawn = descents(fits)
-    with canvas(ax, 6.4, 3.6) as axes:
+    with canvas(ax, *(figsize or (6.4, 3.6))) as axes:
         for position, (name, descent) in enumerate(drawn.items()):
             noisy = len(descent.trend[0]) > 0
             label = f"{name} (lowest {descent.lowest:.6g})"
@@ -149,7 +159,8 @@ def plot_losses(fits: Fits, *, ax: Axes | None = None) -> Axes:
         axes.set_ylim(bottom=max(min(low, high / _SPAN), _NOTHING))
         axes.set_xlabel("step")
         axes.set_ylabel("loss above its lowest (nats)")
-        legend_above(axes)
+        legend_above(axes, title=title)
+        axes.set_label(f"Loss by step, above its lowest, of {listed(drawn)}")
     return axes
 
 

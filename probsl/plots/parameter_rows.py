@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probsl.plots.canvas import PALE, legend_above
+from probsl.plots.canvas import PALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,10 +56,22 @@ def positions(rows: int, fit: int, fits: int) -> NDArray[np.float64]:
     return np.arange(float(rows)) + 0.7 * ((fit + 0.5) / fits - 0.5)
 
 
+def _shade(ax: Axes, rows: int) -> None:
+    """Shade every second row, all by one artist, because there may be thousands."""
+    from matplotlib.collections import PolyCollection
+
+    bands = [
+        [(0.0, row - 0.5), (1.0, row - 0.5), (1.0, row + 0.5), (0.0, row + 0.5)]
+        for row in range(1, rows, 2)
+    ]
+    across = ax.get_yaxis_transform()
+    shade = PolyCollection(bands, transform=across, color=PALE, linewidth=0, zorder=0)
+    ax.add_collection(shade, autolim=False)
+
+
 def finish_rows(ax: Axes, labels: Sequence[str], xlabel: str, note: str) -> None:
     """Label the rows from top to bottom, and shade every second one."""
-    for row in range(1, len(labels), 2):
-        ax.axhspan(row - 0.5, row + 0.5, color=PALE, linewidth=0, zorder=0)
+    _shade(ax, len(labels))
     low, high = ax.get_xlim()
     if low < 0 < high:
         ax.axvline(0.0, color="0.6", linewidth=0.8, zorder=0.5)
@@ -70,4 +82,3 @@ def finish_rows(ax: Axes, labels: Sequence[str], xlabel: str, note: str) -> None
     ax.spines["left"].set_visible(False)
     label = textwrap.fill(xlabel, 60)
     ax.set_xlabel(f"{label}\n({note})" if note else label)
-    legend_above(ax)

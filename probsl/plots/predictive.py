@@ -18,6 +18,7 @@ from probsl.plots.columns import (
     observed_argument,
     outcomes,
     predicted_site,
+    split_label,
     written,
 )
 from probsl.plots.held_inputs import inputs_along
@@ -97,7 +98,6 @@ class Shown:
 
     x: str | None = None
     y: str | None = None
-    site: str | None = None
     at: Mapping[str, Any] | None = None
     prob: float = 0.95
     draws: int | None = None
@@ -108,14 +108,14 @@ def prediction(fit: Fit, data: Any, shown: Shown) -> Prediction:
     """Compute the data of `plot_predictive`."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit must be a Fit, got {type(fit).__name__}")
-    for option in ("x", "y", "site"):
+    for option in ("x", "y"):
         name = getattr(shown, option)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{option} must be a name, such as 'x[2]', got {name!r}")
     check_probability(shown.prob)
     if shown.draws is not None:
         whole_number("draws", shown.draws)
-    site, part = predicted_site(fit, shown.y, shown.site)
+    site, part = predicted_site(fit, shown.y)
     y = shown.y or observed_argument(fit, site)
     along = inputs_along(fit, data, shown.x, shown.at)
     try:
@@ -133,7 +133,10 @@ def prediction(fit: Fit, data: Any, shown: Shown) -> Prediction:
     curves = tuple(_curve(c, shown.prob, order, is_point=is_point) for c in columns)
     # The codes of classes have no height among probabilities.
     classes = columns[0].new is None and _is_observed(fit, site)
-    outcome = None if classes else outcomes(fit, data, y)
+    # A site may have another name than the argument that it observes.
+    named = split_label(y)[0] != site
+    label = y if named else y.replace(site, observed_argument(fit, site), 1)
+    outcome = None if classes else outcomes(fit, data, label)
     return Prediction(
         x_label=written(along.label),
         y_label=f"probability of {y}" if classes else y,
@@ -151,11 +154,9 @@ def plot_predictive(
     x: str | None = None,
     y: str | None = None,
     *,
-    site: str | None = None,
     at: Mapping[str, Any] | None = None,
     prob: float = 0.95,
-    draws: int | None = None,
-    seed: int = 0,
+    title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the expected outcome along one input, with intervals and the data.
@@ -181,34 +182,31 @@ def plot_predictive(
         column such as ``x[2]``, ``x[age]`` or only ``age``; may be None if only one
         input varies.
     y
-        The observed argument, or a column of it, such as ``y[1]``; None takes the
-        only one, or else the one with the name of the site.
-    site
-        The observed site, or a deterministic site with one value per row; None takes
-        the observed site with the name of `y`, or the only one.
+        The outcome: an observed argument or site, a deterministic site with one value
+        per row, or a column or class of one, such as ``y[1]``; None takes the only
+        observed one.
     at
         Label of another input -> the value at which it is held.
     prob
         Probability of the intervals.
-    draws
-        The number of draws; None takes from 200 (many rows) to 2,000 (few rows).
-    seed
-        Seed of the draws.
+    title
+        A title above the legend.
     ax
         The axes to draw in; None makes a figure.
 
     Returns
     -------
     Axes
-        The axes, with predictions, and data as dots.
+        The axes, with predictions, and data as dots. Its `get_label` is an alternative
+        text.
 
     Raises
     ------
     TypeError
         If `fit` is not a `Fit`, a name not a string, or `ax` not Axes.
     ValueError
-        If `x`, `y`, `site` or an input in `at` are unknown or ambiguous, or the data do
-        not suit the program.
+        If `x`, `y` or an input in `at` are unknown or ambiguous, or the data do not
+        suit the program.
 
     Examples
     --------
@@ -224,11 +222,12 @@ def plot_predictive(
     ('x', 'y')
     """
     check_axes(ax)
-    drawn = prediction(fit, data, Shown(x, y, site, at, prob, draws, seed))
+    drawn = prediction(fit, data, Shown(x, y, at, prob))
+    share = f"{100 * prob:g}%"
     with canvas(ax, 5.6, 3.8) as axes:
         draw = _draw_bars if drawn.groups else _draw_bands
         for position, curve in enumerate(drawn.curves):
-            draw(axes, drawn, position, curve, f"{100 * prob:g}%")
+            draw(axes, drawn, position, curve, share)
         if drawn.observed is not None:
             inputs, values = drawn.observed
             # Next to the bars of groups, which they would cover.
@@ -247,7 +246,10 @@ def plot_predictive(
         axes.set_ylabel(drawn.y_label)
         if drawn.held:
             _write_held(axes, drawn.held)
-        legend_above(axes)
+        legend_above(axes, title=title)
+        axes.set_label(
+            f"Expected {drawn.y_label} along {drawn.x_label}, with {share} intervals"
+        )
     return axes
 
 

@@ -16,8 +16,9 @@ from probsl.plots.canvas import (
     dashes,
     legend_above,
     legend_lines,
+    listed,
 )
-from probsl.plots.elements import Element, Fits, choose, named_fits
+from probsl.plots.elements import Element, Fits, choose, named_fits, written_labels
 from probsl.plots.priors import Priors, priors
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _PANEL_LIMIT = 12
 _COLUMNS = 3
+# The width of a letter of a tick label, in inches.
+_LETTER = 0.075
 # Labels longer than this are shortened.
 _LETTERS = 26
 _DRAWS = 4000
@@ -88,7 +91,13 @@ def panels(fits: Fits, sites: Sequence[str] | None) -> tuple[list[Panel], str]:
 
 
 def plot_prior_posterior(
-    fits: Fits, sites: Sequence[str] | None = None, *, ax: Axes | None = None
+    fits: Fits,
+    sites: Sequence[str] | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Plot the prior and the posterior of each parameter.
 
@@ -104,6 +113,12 @@ def plot_prior_posterior(
     sites
         Names of sites, or of elements such as ``w[0]``, all of which are shown; None
         shows the first 12 latent parameters.
+    labels
+        Label of a parameter -> the text to write instead.
+    figsize
+        Width and height of a new figure, in inches; None adapts them to the panels.
+    title
+        A title above the legend.
     ax
         The axes to draw in; None makes a figure.
 
@@ -111,7 +126,8 @@ def plot_prior_posterior(
     -------
     Axes
         The plot if there is one parameter; otherwise a blank frame whose
-        ``child_axes`` are the panels, each with its own scale.
+        ``child_axes`` are the panels, each with its own scale. Its `get_label` is an
+        alternative text.
 
     Raises
     ------
@@ -139,18 +155,29 @@ def plot_prior_posterior(
     lines = legend_lines([*order, "prior"], 4.4 if len(drawn) == 1 else 7.0)
     size = (4.8, 3.0) if len(drawn) == 1 else (7.2, 0.2 + 1.6 * rows)
     size = (size[0], size[1] + 0.2 * lines)
-    with canvas(ax, *size) as axes:
+    texts = written_labels([panel.label for panel in drawn], labels)
+    with canvas(ax, *(figsize or size)) as axes:
         frames = [axes] if len(drawn) == 1 else _grid(axes, len(drawn))
-        for frame, panel in zip(frames, drawn, strict=True):
+        for frame, panel, text in zip(frames, drawn, texts, strict=True):
             _draw(frame, panel, order)
+            frame.set_xlabel(_short(text), labelpad=1.5)
         found = [frame.get_legend_handles_labels() for frame in frames]
         handles = {n: h for hs, ns in found for h, n in zip(hs, ns, strict=True)}
         names = [name for name in ("prior", *order) if name in handles]
-        legend_above(axes, [handles[name] for name in names])
+        legend_above(axes, [handles[name] for name in names], title)
         if note:
-            axes.text(
-                1.0, 0.0, f"({note})", transform=axes.transAxes, ha="right", va="top"
+            # Below the labels of the last row of panels.
+            axes.annotate(
+                f"({note})",
+                (1.0, 0.0),
+                (0.0, -12.0),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=8.0,
             )
+        axes.set_label(f"Prior and posterior of {listed(texts)}, by {listed(order)}")
     return axes
 
 
@@ -199,7 +226,8 @@ def _window(
     tails = np.empty(0) if prior is None else np.quantile(prior, (0.01, 0.99))
     further = np.clip([low, high, *points.values(), *tails], low - room, high + room)
     low, high = float(further.min()), float(further.max())
-    padding = max(0.03 * (high - low), 1e-3 * max(abs(low), abs(high))) or 1.0
+    # A single value has room around it too.
+    padding = 0.03 * (high - low) or 1e-3 * abs(high) or 1.0
     return low - padding, high + padding
 
 
@@ -250,9 +278,19 @@ def _draw(ax: Axes, panel: Panel, order: list[str]) -> None:
     ax.set_ylim(bottom=0.0)
     ax.set_yticks([])
     ax.spines[["left", "right", "top"]].set_visible(False)
-    ax.locator_params(axis="x", nbins=5)
     ax.tick_params(labelsize=8)
-    ax.set_xlabel(_short(panel.label), labelpad=1.5)
+    ax.ticklabel_format(axis="x", useOffset=False)
+    _few_ticks(ax)
+
+
+def _few_ticks(ax: Axes) -> None:
+    """Use so few ticks that their labels do not overlap."""
+    width = ax.get_window_extent().width / ax.figure.dpi
+    for count in (5, 4, 3, 2):
+        ax.locator_params(axis="x", nbins=count)
+        ticks = ax.xaxis.get_major_formatter().format_ticks([*ax.get_xticks()])
+        if (len(ticks) + 1) * _LETTER * max(map(len, ticks), default=0) < width:
+            return
 
 
 def _short(label: str) -> str:

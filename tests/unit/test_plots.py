@@ -182,9 +182,39 @@ def test_the_style_is_one_of_matplotlib():
             "y must be a name, .* got 1",
         ),
         (
-            lambda: probsl.plot_predictive(line_fit(), LINE, draws=0),
+            lambda: probsl.plot_predictive(line_fit(), LINE, prob=1.5),
             ValueError,
-            "draws must be at least 1",
+            "prob must lie between 0 and 1",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, at={"x": 1.0}),
+            ValueError,
+            "at holds 'x', which is the input along which to plot",
+        ),
+        (
+            lambda: probsl.plot_predictive(line_fit(), LINE, at=[1.0]),
+            TypeError,
+            "at must map inputs to values",
+        ),
+        (
+            lambda: probsl.plot_forest(fits_of("linear"), labels={"v": "weight"}),
+            ValueError,
+            "labels has 'v', which is not shown",
+        ),
+        (
+            lambda: probsl.plot_forest(fits_of("linear"), labels=["v"]),
+            TypeError,
+            "labels must map labels to texts",
+        ),
+        (
+            lambda: probsl.plot_shrinkage(fits_of("linear"), by="row"),
+            ValueError,
+            "by must be 'element' or 'site'",
+        ),
+        (
+            lambda: probsl.plot_forest(fits_of("linear"), sites=["v"], by="site"),
+            ValueError,
+            "'v' is not a site of the fits",
         ),
         (
             lambda: probsl.plot_shrinkage(fits_of("linear")["MLE"]),
@@ -219,12 +249,12 @@ def test_the_style_is_one_of_matplotlib():
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, y="z"),
             ValueError,
-            "'z' is not an argument",
+            "'z' is not an outcome of the program",
         ),
         (
-            lambda: probsl.plot_predictive(line_fit(), LINE, site="a"),
+            lambda: probsl.plot_predictive(line_fit(), LINE, y="a"),
             ValueError,
-            "'a' is not an observed or deterministic site",
+            "'a' is not an outcome of the program",
         ),
         (
             lambda: probsl.plot_predictive(line_fit(), LINE, y="y[1]"),
@@ -513,8 +543,8 @@ def test_distributions_made_outside_a_program_draw_in_its_floating_type():
 
 def test_bands_are_quantiles_of_means_and_of_new_values(ax):
     grid = {"x": np.linspace(0.0, 3.0, 7)}
-    probsl.plot_predictive(line_fit(), grid, draws=500, seed=3, ax=ax)
-    table = line_fit().expected(grid, draws=500, seed=3)
+    probsl.plot_predictive(line_fit(), grid, ax=ax)
+    table = line_fit().expected(grid, draws=2000)
     names = (("predictive_lower", "predictive_upper"), ("lower", "upper"))
     for band, limits in zip(ax.collections, names, strict=True):
         corners = band.get_paths()[0].vertices
@@ -540,7 +570,7 @@ def test_data_are_dots_and_equal_inputs_are_one_point(ax):
 
 
 def test_a_deterministic_site_has_its_own_band_and_no_new_values():
-    (mean,) = prediction(line_fit(), LINE, Shown(site="mean")).curves
+    (mean,) = prediction(line_fit(), LINE, Shown(y="mean")).curves
     (outcome,) = prediction(line_fit(), LINE, Shown()).curves
     assert mean.new is None
     assert mean.middle == pytest.approx(outcome.middle)
@@ -658,6 +688,144 @@ def test_one_of_several_outcomes_is_chosen_by_its_column():
     assert drawn.observed[1] == pytest.approx(np.asarray(data["y"])[:, 1])
     with pytest.raises(ValueError, match=r"2 columns; name one of them, from 'y\[0\]'"):
         prediction(fit, data, Shown("x", "y"))
+
+
+def twice(x, y=None):
+    """Two columns that are the same, and one that separates the outcomes."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+@cache
+def undetermined_fits():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    x[:, 2] = x[:, 1]
+    data = {"x": x, "y": x[:, 0]}
+    far = {"w": [0.0, 5e3, -5e3]}
+    methods = {"MLE": probsl.MLE(start=far), "MAP": probsl.MAP()}
+    return {name: probsl.fit(twice, data, m) for name, m in methods.items()}
+
+
+@pytest.mark.parametrize("plot", [probsl.plot_forest, probsl.plot_shrinkage])
+def test_estimates_without_meaning_are_hollow_and_clipped(plot, ax):
+    fits = undetermined_fits()
+    assert fits["MLE"].status is probsl.Status.UNIDENTIFIED
+    estimates = fits["MLE"].point()["w"]
+    assert float(estimates[1].abs()) > 100
+    plot(fits, ax=ax)
+    hollow = [line for line in ax.lines if line.get_gid() == "hollow"]
+    assert [len(line.get_xdata()) for line in hollow] == [2]
+    low, high = ax.get_xlim()
+    assert max(abs(low), abs(high)) < 10
+    assert all(low <= x <= high for x in hollow[0].get_xdata())
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts[-1] == "hollow: not determined by the data (clipped)"
+
+
+def test_estimates_with_meaning_are_not_hollow(ax):
+    probsl.plot_forest(fits_of("linear"), ax=ax)
+    assert not [line for line in ax.lines if line.get_gid() == "hollow"]
+    assert "hollow" not in str([t.get_text() for t in ax.get_legend().get_texts()])
+
+
+@cache
+def network_fits():
+    def network(x, y=None):
+        first = pyro.sample("first", dist.Normal(0.0, 1.0).expand([3, 400]).to_event(2))
+        last = pyro.sample("last", dist.Normal(0.0, 0.05).expand([400]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(torch.tanh(x @ first) @ last, 0.5), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 3))
+    data = {"x": x, "y": x[:, 0] * x[:, 1]}
+    methods = {"MLE": probsl.MLE(max_steps=20), "MAP": probsl.MAP(max_steps=20)}
+    return {name: probsl.fit(network, data, m) for name, m in methods.items()}
+
+
+def test_a_forest_of_a_network_has_one_row_per_site(ax):
+    fits = network_fits()
+    probsl.plot_forest(fits, ax=ax)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels == ["first [3, 400]", "last [400]"]
+    medians = [float(fits["MLE"].point()[n].median()) for n in ("first", "last")]
+    assert markers(ax)["MLE"] == pytest.approx(medians, abs=1e-3)
+    ends = np.quantile(fits["MLE"].point()["last"], [0.025, 0.975])
+    assert ax.collections[0].get_segments()[1][:, 0] == pytest.approx(ends)
+
+
+def test_shrinkage_of_a_network_has_one_row_per_site(ax):
+    fits = network_fits()
+    probsl.plot_shrinkage(fits, ax=ax)
+    moved = fits["MAP"].point()["last"] - fits["MLE"].point()["last"]
+    assert markers(ax)["MAP"][1] == pytest.approx(float(moved.square().mean().sqrt()))
+    assert "root mean square over each site" in ax.get_xlabel()
+
+
+def test_a_few_elements_of_a_network_can_be_asked_for(ax):
+    probsl.plot_forest(network_fits(), sites=["last[0]", "last[1]"], ax=ax)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["last[0]", "last[1]"]
+
+
+def test_rows_have_the_labels_of_the_user(ax):
+    probsl.plot_forest(fits_of("linear"), labels={"sigma": "noise"}, ax=ax)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert "noise" in labels
+    assert "sigma" not in labels
+
+
+@every_plot
+def test_every_plot_has_a_title_and_an_alternative_text(plot):
+    ax = plot(title="What the prior did")
+    legend = ax.get_legend()
+    assert legend.get_title().get_text() == "What the prior did"
+    ax.figure.canvas.draw()
+    assert legend.get_window_extent().y1 <= ax.figure.bbox.y1
+    assert len(ax.get_label().split()) > 4
+    plt.close(ax.figure)
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        probsl.plot_forest,
+        probsl.plot_shrinkage,
+        probsl.plot_prior_posterior,
+        probsl.plot_losses,
+    ],
+)
+def test_a_figure_has_the_size_of_the_user(plot):
+    figure = plot(fits_of("linear"), figsize=(5.0, 4.5)).figure
+    assert figure.get_size_inches().tolist() == [5.0, 4.5]
+    plt.close(figure)
+
+
+def test_tick_labels_and_notes_do_not_overlap():
+    data = {"y": 123456.0 + np.array([1.0, 2.0, 3.0])}
+
+    def many(y=None):
+        m = pyro.sample("m", dist.Normal(123456.0, 3.0).expand([14]).to_event(1))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(m.mean(), 1.0), obs=y)
+
+    ax = probsl.plot_prior_posterior(probsl.fit(many, data, probsl.SVI()))
+    ax.figure.canvas.draw()
+    boxes = []
+    for panel in ax.child_axes:
+        ticks = [t for t in panel.get_xticklabels() if t.get_text()]
+        inside = [
+            t.get_window_extent()
+            for t, at in zip(ticks, panel.get_xticks(), strict=True)
+            if panel.get_xlim()[0] <= at <= panel.get_xlim()[1]
+        ]
+        for one, other in pairwise(inside):
+            assert one.x1 <= other.x0
+        boxes += [*inside, panel.xaxis.label.get_window_extent()]
+    (note,) = ax.texts
+    assert note.get_text() == "(first 12 of 14 parameters)"
+    assert not any(note.get_window_extent().overlaps(box) for box in boxes)
+    plt.close(ax.figure)
 
 
 def long_names(x, y=None):

@@ -11,7 +11,7 @@ from torch import Tensor
 from probsl.draws.mapped import map_draws
 from probsl.methods.endings import broken_sites
 from probsl.noise.record import NoiseRecord, record
-from probsl.noise.standardized import standardized
+from probsl.noise.standardized import representative_count, standardized
 from probsl.noise.streams import stream, stream_seed
 from probsl.program.scoring import Batch, total, weighted_terms
 from probsl.program.supports import bijection
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from probsl.methods.guides.guide import Guide
     from probsl.program.target_density import TargetDensity
-
-
-_REPRESENTATIVE_ELEMENTS = 20_000_000
 
 
 class GuidePosterior:
@@ -97,10 +94,7 @@ class GuidePosterior:
 
     @cached_property
     def _representative(self) -> dict[str, Tensor]:
-        elements = max(self._elements, 1)
-        return self.representative_draws(
-            max(64, min(4096, _REPRESENTATIVE_ELEMENTS // elements))
-        )
+        return self.representative_draws(representative_count(self._elements))
 
     @property
     def _elements(self) -> int:
