@@ -210,7 +210,10 @@ class Fit:
     def predict(
         self, data: Any, *, draws: int = 1000, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Draw observed sites and deterministics for new inputs.
+        """Return draws ``[draws, rows, ...]`` of each outcome for new inputs.
+
+        The outcomes are the observed sites, with the noise of the likelihood, and the
+        deterministic ones. `expected` returns their means with intervals.
 
         Parameters
         ----------
@@ -226,7 +229,7 @@ class Fit:
         Returns
         -------
         dict
-            Site -> tensor ``[draws, ...]``.
+            Site -> tensor ``[draws, ...]``, of the shape in the program.
 
         Raises
         ------

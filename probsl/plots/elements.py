@@ -12,6 +12,7 @@ from probsl.comparison import Comparison
 from probsl.contract import Status
 from probsl.fitting import Fit
 from probsl.options import did_you_mean, several_names
+from probsl.program.coordinates import element_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,11 +37,14 @@ class Element:
         Its index in the flattened value.
     label
         Its label in `Fit.summary`.
+    numbered
+        Its label by position, as ``w[0]``.
     """
 
     site: str
     index: int
     label: str
+    numbered: str = ""
 
     def of(self, draws: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """Return this element of site -> draws ``[draws, ...]``."""
@@ -118,8 +122,8 @@ def choose(
     fits
         Name -> fit.
     sites
-        Names of sites, or of elements such as ``w[0]``, all of which are shown; None
-        takes the first elements of the default.
+        Names of sites, or of elements such as ``w[age]`` or ``w[0]``, all of which are
+        shown; None takes the first elements of the default.
     limit
         The most elements to take if `sites` is None.
     default
@@ -143,6 +147,8 @@ def choose(
     if not names:
         raise ValueError("sites is empty; name at least one, or leave it out for all")
     known = dict.fromkeys([e.site for e in elements])
+    numbered = {e.numbered: e.label for e in elements if e.numbered not in found}
+    names = tuple(numbered.get(name, name) for name in names)
     for name in names:
         if name not in known and name not in found:
             raise ValueError(
@@ -251,7 +257,13 @@ def written_labels(
 def _elements(fit: Fit) -> list[Element]:
     labels = fit.problem.element_labels
     return [
-        Element(name, index, label)
+        Element(name, index, label, numbered)
         for name, value in fit.point().items()
-        for index, label in enumerate(labels(name, value.shape))
+        for index, (label, numbered) in enumerate(
+            zip(
+                labels(name, value.shape),
+                element_labels(name, value.shape),
+                strict=True,
+            )
+        )
     ]

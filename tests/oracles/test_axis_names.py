@@ -277,6 +277,9 @@ def test_a_plot_finds_a_column_by_its_name_or_number():
     fit = probsl.fit(linear, XY, MAP)
     for x in ("tuce", "x[tuce]", "x[1]"):
         assert probsl.plot_predictive(fit, XY, x=x).get_xlabel().startswith("tuce\n")
+    for element in ("w[tuce]", "w[1]"):
+        ax = probsl.plot_forest(fit, sites=[element])
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["w[tuce]"]
     labels = [t.get_text() for t in probsl.plot_forest(fit).get_yticklabels()]
     assert labels == ["w[gpa]", "w[tuce]", "w[psi]", "b[0]"]
 
