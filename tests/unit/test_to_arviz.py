@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from idioms import IDIOMS
 from methods import PAIRS, fitted
 from programs import PARALLEL, problem
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
@@ -539,3 +540,10 @@ def test_arviz_summarizes_without_a_warning(method, options, caplog):
         table = arviz.summary(data, **options)
     assert len(table)
     assert not caplog.records
+
+
+def test_a_distribution_that_asserts_what_it_needs_to_draw_is_left_out():
+    (case,) = (c for c in IDIOMS if c.name == "hidden Gaussian states")
+    fit = probsl.fit(case.program, case.data, probsl.MAP(max_steps=2))
+    data = probsl.to_arviz(fit, draws=3)
+    assert "no sampler" in data.attrs["posterior_predictive_left_out"]
