@@ -46,6 +46,8 @@ __all__ = [
 # Elements checked at a time, to bound the memory.
 _CHECKED_ELEMENTS = 1 << 20
 _LARGEST = 2**63 - 1
+# Torch does not index with a column of these types, as pandas makes them of codes.
+_NO_INDEX = (torch.int8, torch.int16, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,8 @@ def _checked(name: str, value: Tensor) -> Tensor:
         value = value.clone()
     if value.is_floating_point() or value.is_complex():
         _refuse_nonfinite(name, value)
+    if value.dim() == 1 and value.dtype in _NO_INDEX:
+        return value.long()
     return value
 
 
@@ -307,6 +311,9 @@ def _checked_array(name: str, array: Any) -> Any:
     """
     refuse_kinds(name, array)
     _refuse_too_large(name, array)
+    narrow = array.dtype.kind in "iu" and array.dtype.itemsize < 4
+    if narrow and array.ndim == 1 and not is_mapped(array):
+        array = array.astype(np.int64)
     if is_shared(array) or not array.ndim or not array.size:
         return _checked(name, resident(array))
     if array.dtype.kind in "fc":

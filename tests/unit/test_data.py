@@ -104,7 +104,7 @@ def test_floats_of_every_kind_are_the_same_tensor(value):
     [
         ([1, 0, 1], torch.int64),
         ([True, False, True], torch.bool),
-        (np.array([1, 0, 1], dtype=np.uint8), torch.uint8),
+        (np.array([1, 0, 1], dtype=np.int32), torch.int32),
         (np.array([1, 0, 1], dtype=np.uint32), torch.int64),
         (np.array([1, 0, 1], dtype=np.float32), torch.float32),
         (pd.Series([1, 0, 1], dtype="Int32"), torch.int32),
@@ -115,6 +115,25 @@ def test_integers_booleans_and_precisions_stay(value, dtype):
     converted = x_of(value)
     assert converted.dtype is dtype
     assert converted.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.Series(["b", "a", "b"], dtype="category").cat.codes,
+        torch.tensor([1, 0, 1], dtype=torch.uint8),
+        np.array([1, 0, 1], dtype=np.int16),
+    ],
+    ids=["int8", "uint8", "int16"],
+)
+def test_a_column_of_narrow_integers_can_be_an_index(value):
+    codes = x_of(value)
+    assert codes.dtype is torch.int64
+    assert torch.tensor([5.0, 6.0])[codes].tolist() == [6.0, 5.0, 6.0]
+
+
+def test_pictures_of_narrow_integers_keep_their_type():
+    assert x_of(np.zeros((3, 2, 2), dtype=np.uint8)).dtype is torch.uint8
 
 
 @pytest.mark.parametrize(
