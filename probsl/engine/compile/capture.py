@@ -110,27 +110,31 @@ def _recorded(
     function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]
 ) -> tuple[GraphModule, str]:
     """Return the graph of one run, and the first value read silently, in words."""
-    # Not a public name of torch: if it is missing, the steps stay eager.
+    # Not public names of torch: if one is missing, the steps stay eager.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     reading = Reading()
+    # Without it torch makes a mode for every tensor, in half of the time of a trace.
+    context = TracingContext(FakeTensorMode())
 
     def read(*given: Tensor) -> tuple[Tensor, ...]:
         with reading:
             return function(*given)
 
     try:
-        traced = make_fx(read)(*arguments)
+        with tracing(context):
+            traced = make_fx(read)(*arguments)
     except Exception as error:
         reason = reason_without_graph(error)
         if not reason:  # torch failed, not the program
             raise
         raise CaptureError(reason) from error
     # Compilers, and the folding below, assume that nothing is written in place.
-    return (
-        make_fx(torch.func.functionalize(traced, remove="mutations"))(*arguments),
-        reading.silent,
-    )
+    functional = torch.func.functionalize(traced, remove="mutations")
+    with tracing(context):
+        return make_fx(functional)(*arguments), reading.silent
 
 
 def _fold(graph: GraphModule) -> None:
