@@ -156,7 +156,10 @@ def _given(objective: Objective, given: Given, x: Tensor) -> Tensor:
 
 def _seeded(objective: Objective, seed: int, x: Tensor) -> Tensor:
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        # torch.manual_seed formats the stack for every kind of accelerator.
+        torch.default_generator.manual_seed(seed)
+        if x.is_cuda:
+            torch.cuda.default_generators[x.device.index].manual_seed(seed)
         return objective(x, {})
 
 
