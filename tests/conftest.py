@@ -28,13 +28,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Let one worker have all tests of a method's fit, which it then fits once."""
+    """Let one worker have all tests that share fits, which it then makes once."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        pair = getattr(item, "callspec", None) and item.callspec.params.get("pair")
-        if pair is not None:
-            item.add_marker(pytest.mark.xdist_group(str(pair)))
+        group = group_of(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+# All of their tests share fits.
+TOGETHER = ("test_guides", "test_isolation", "test_plots")
+
+
+def group_of(item):
+    """Return what tests with the same fits share: a file, a program or its name."""
+    module = getattr(item, "module", None)
+    if getattr(module, "__name__", None) in TOGETHER:
+        return module.__name__
+    if not hasattr(module, "fitted"):
+        return None
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    if "pair" in given:
+        return given["pair"].case
+    return given.get("case", given.get("name"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +60,7 @@ def own_random_numbers_and_no_leftovers():
     store = pyro.get_param_store()
     before = {name: id(value) for name, value in store.named_parameters()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed is slower
         yield
     after = {name: id(value) for name, value in store.named_parameters()}
     assert after == before, "the test changed Pyro's global parameter store"

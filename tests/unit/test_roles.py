@@ -225,7 +225,7 @@ def test_mle_integrates_what_the_table_says(name):
             probsl.fit(case.program, case.data, probsl.MLE())
         assert re.findall(r"'(\w+)'", str(raised.value)) == integrated
     else:
-        methods = [probsl.MLE(), probsl.MLE(integrate=())]
+        methods = [probsl.MLE(max_steps=9), probsl.MLE(integrate=(), max_steps=9)]
         plain, none = (probsl.fit(case.program, case.data, m) for m in methods)
         assert torch.equal(plain.losses, none.losses)
 

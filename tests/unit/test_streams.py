@@ -48,15 +48,15 @@ def test_streams_are_uncorrelated():
 def test_a_stream_is_the_same_in_every_process_and_on_every_platform():
     assert stream_seed(0, "rows") == 6_475_264_788_320_334_612
     code = "from probsl.noise.streams import *; print(stream_seed(7, 'noise'))"
-    for salt in ("1", "2"):
-        ran = subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": salt, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert int(ran.stdout) == stream_seed(7, "noise")
+    # Python salts the hashes of this process otherwise.
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(ran.stdout) == stream_seed(7, "noise")
 
 
 def is_seed(node):
