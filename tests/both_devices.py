@@ -2,13 +2,13 @@
 
 import torch
 from emulation import DEVICE
-from methods import ADAM
+from methods import ADAM, DEEP
 from programs import problem
 
 import probsl
 
 # Emulation takes its time.
-FEW = 12
+FEW = 12 if DEEP else 6
 NOISY = {"optimizer": ADAM, "max_steps": FEW}
 
 

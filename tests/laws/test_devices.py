@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from methods import ADAM, PAIRS, fitted
+from methods import ADAM, DEEP, PAIRS, fitted
 from programs import problem
 from pyro.infer.autoguide import AutoNormal
 from torch.overrides import TorchFunctionMode
@@ -27,7 +27,13 @@ from probsl.program.problem import Problem
 
 META = torch.device("meta")
 NAMES = ("linear", "own parameters", "simplex")
-NAMED = [p for p in PAIRS if p.case.name in NAMES]
+# Every method of one program, and of the others a point and a distribution.
+NAMED = [
+    p
+    for p in PAIRS
+    if p.case.name == "linear"
+    or (p.case.name in NAMES and (DEEP or p.method in ("MAP", "SVI AutoNormal")))
+]
 
 
 def same(one, other):

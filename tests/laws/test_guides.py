@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from methods import ADAM, Pair, fitted
+from methods import ADAM, DEEP, Pair, fitted
 from programs import DTYPE, linear, problem
 from pyro import poutine
 from pyro.infer.autoguide import (
@@ -236,8 +236,10 @@ def gamma_guide(y=None):
 def test_a_guide_that_no_standard_noise_drives_finds_the_exact_posterior():
     """Gamma(3, 2) and three counts that add up to six: Gamma(9, 5)."""
     data = {"y": torch.tensor([2.0, 3.0, 1.0], dtype=DTYPE)}
-    fit = probsl.fit(counts, data, probsl.SVI(gamma_guide))
-    assert fit.status is Status.CONVERGED
+    # Its thousands of steps take ten seconds.
+    few = {} if DEEP else {"optimizer": ADAM, "max_steps": 1000}
+    fit = probsl.fit(counts, data, probsl.SVI(gamma_guide, **few))
+    assert fit.status is (Status.CONVERGED if DEEP else Status.MAX_STEPS)
     assert "noisy steps" in fit.note
     # Adam's last stages scatter by some hundredths; a mean-field guide of the logarithm
     # would be as far off in the standard deviation alone.
@@ -250,7 +252,8 @@ def test_a_guide_that_no_standard_noise_drives_finds_the_exact_posterior():
         + dist.Poisson(ONE).log_prob(data["y"]).sum()
         - dist.Gamma(9.0, 5.0).log_prob(ONE)
     )
-    assert float(fit.losses[-50:].mean()) == pytest.approx(-float(evidence), abs=0.02)
+    bound = -float(fit.losses[-50:].mean())
+    assert bound == pytest.approx(float(evidence), abs=0.02 if DEEP else 0.1)
 
 
 def test_a_delta_guide_is_a_point_of_the_guides():

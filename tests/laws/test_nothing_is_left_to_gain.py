@@ -31,7 +31,8 @@ OPTIMA += [
     for number, case in enumerate(CASES)
     if DEEP or case in PROBLEMS or number % 3 == 0
 ]
-STEPS = 200
+# Of 1e-3 each: thirty gain more than is tolerated where a derivative is above 4e-5.
+STEPS = 200 if DEEP else 30
 # Per row, in float64; see `probsl.MLE`.
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.75
 
@@ -50,7 +51,8 @@ def gain(case, fit, dropped):
             pyro.optim.Adam({"lr": 1e-3}),
             TraceEnum_ELBO(max_plate_nesting=NESTING) if discrete else Trace_ELBO(),
         )
-        losses = [svi.step(**case.data) for _ in range(STEPS)]
+        with pyro.validation_enabled(False):
+            losses = [svi.step(**case.data) for _ in range(STEPS)]
     return losses[0] - min(losses)
 
 
@@ -71,7 +73,7 @@ def test_adam_gains_nothing(case, name):
 
 
 # A horseshoe in batches takes very many steps, and stalls; any program takes seconds.
-FEW = ("linear", "mixed model", "mixture", "own parameters")
+FEW = ("linear", "mixture")
 IN_BATCHES = [
     case
     for case in CASES

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from methods import ADAM
+from methods import ADAM, DEEP
 from programs import PROBLEMS, N, problem
 from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,10 +16,11 @@ from probsl.program.problem import Problem
 
 SIZE, BATCH = 130, 6
 WEIGHTS = torch.arange(SIZE) % 3
+STEPS = 20 if DEEP else 6
 METHODS = {
-    "MAP": probsl.MAP(max_steps=20),
-    "MAP Adam": probsl.MAP(optimizer=ADAM, max_steps=20),
-    "SVI": probsl.SVI(AutoNormal, max_steps=20),
+    "MAP": probsl.MAP(max_steps=STEPS),
+    "MAP Adam": probsl.MAP(optimizer=ADAM, max_steps=STEPS),
+    "SVI": probsl.SVI(AutoNormal, max_steps=STEPS),
 }
 ADAMS = METHODS["MAP Adam"]
 PROGRAM = problem("linear").program
@@ -144,4 +145,4 @@ def test_a_step_cannot_take_more_rows_than_are_held(given):
     assert held < SIZE
     with pytest.raises(ValueError, match=f"holds only {held} of its {SIZE} rows"):
         refit(bound, ADAMS, batch_size=SIZE)
-    assert refit(bound, ADAMS, batch_size=held).steps == 20
+    assert refit(bound, ADAMS, batch_size=held).steps == STEPS
