@@ -3,6 +3,7 @@
 from probsl.comparison import Comparison, compare
 from probsl.contract import Status
 from probsl.export.inference_data import to_arviz
+from probsl.export.saved import load
 from probsl.fitting import Fit, fit, log_score
 from probsl.methods.optimizers import LBFGS, TrustRegionNewton
 from probsl.methods.point import MAP, MLE
@@ -26,6 +27,7 @@ __all__ = [
     "TrustRegionNewton",
     "compare",
     "fit",
+    "load",
     "log_score",
     "plot_forest",
     "plot_losses",

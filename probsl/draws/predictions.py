@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from probsl.data.absent_rows import refuse_absent
 from probsl.data.arguments import bind, by_name, refuse_unequal_rows
 from probsl.draws.mapped import Draws, map_draws
 from probsl.noise.streams import stream_seed
 from probsl.program.generating import Drawing, Generating
 from probsl.program.messages import is_computed, is_observation
+from probsl.program.saved_problem import SavedProblem
 from probsl.program.sites import Role
 from probsl.progress import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from probsl.program.problem import Problem
     from probsl.program.sites import Site
@@ -118,21 +120,54 @@ def deterministics(
     Those with one entry per row if `by_row`, else the others. Sites that depend on a
     discrete latent, which is summed out, are left to `predictive`.
     """
+    arguments = problem.arguments.values
+    if isinstance(problem, SavedProblem):
+        chosen, arguments = problem.reported, problem.zeros()
+    else:
+        chosen = deterministic_names(problem, by_row=by_row)
+    return evaluated(problem, chosen, arguments, draws, own, count=count)
+
+
+def refuse_unreported(problem: Problem) -> None:
+    """Refuse draws that lack a deterministic site, because the data are absent."""
+    if not isinstance(problem, SavedProblem):
+        return
+    for name in problem.known_point:
+        site = next((s for s in problem.sites if s.name == name), None)
+        computed = site is not None and site.role is Role.DETERMINISTIC
+        if computed and name not in problem.reported:
+            refuse_absent(f"deterministic site '{name}' depends on them")
+
+
+def deterministic_names(problem: Problem, *, by_row: bool) -> tuple[str, ...]:
+    """Return the names of the sites that `deterministics` returns."""
     mixed = problem.varying_with_discrete()
-    chosen = [
+    return tuple(
         s.name
         for s in problem.sites
         if s.role is Role.DETERMINISTIC
         and _by_row(problem, s) is by_row
         and s.name not in mixed
-    ]
+    )
+
+
+def evaluated(
+    problem: Problem,
+    chosen: Sequence[str],
+    arguments: Mapping[str, Any],
+    draws: Draws,
+    own: Draws,
+    *,
+    count: int,
+) -> Draws:
+    """Return some deterministic sites of each draw, for given arguments."""
     if not chosen:
         return {}
 
     def generate(values: Draws) -> Draws:
         generating = Generating(values)
         with generating:
-            problem.run(own, problem.arguments.values)
+            problem.run(own, arguments)
         return {name: generating.messages[name]["value"] for name in chosen}
 
     evaluating = problem.program.evaluating()
@@ -275,6 +310,8 @@ def observed_arguments(problem: Problem) -> set[str]:
 
     An argument with a default is omitted, and a required one is None.
     """
+    if isinstance(problem, SavedProblem):
+        return set(problem.observed)
     values = problem.feasible_values()
     own = {p.name: p.start for p in problem.own_parameters}
     arguments = problem.arguments.values
@@ -308,8 +345,10 @@ def _annotate_shapes(
 ) -> None:
     """Add to an error which arguments have other shapes than in the fit."""
     for name in problem.rows:
-        fitted, new = problem.arguments.values[name], arguments.get(name)
-        if torch.is_tensor(new) and new.shape[1:] != fitted.shape[1:]:
+        fitted: Any = problem.arguments.values[name]
+        new: Any = arguments.get(name)
+        known = torch.is_tensor(fitted) and torch.is_tensor(new)
+        if known and new.shape[1:] != fitted.shape[1:]:
             error.add_note(
                 f"probsl: argument '{name}' has shape {tuple(new.shape)}, and had "
                 f"{tuple(fitted.shape)} in the fit; give the same columns"

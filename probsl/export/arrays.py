@@ -306,7 +306,7 @@ def _facts(fit: Fit, seed: int) -> dict[str, str | int]:
         "note": fit.note,
         "seed": fit.seed,
         "draws_seed": seed,
-        "inference_library_version": _version(),
+        "inference_library_version": own_version(),
         "pyro_version": pyro.__version__,
         "torch_version": str(torch.__version__),
     }
@@ -321,7 +321,8 @@ def _space(fit: Fit) -> str | None:
     return posterior.target.space
 
 
-def _version() -> str | None:
+def own_version() -> str | None:
+    """Return the version of this package; None if it is not installed."""
     try:
         return version("probsl")
     except PackageNotFoundError:  # run from source, not installed

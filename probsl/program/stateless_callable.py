@@ -72,6 +72,28 @@ class OwnParameter:
         return torch.Size(self.transform.forward_shape(self.start.shape))
 
 
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What a run of a callable has shown of its parameters.
+
+    Attributes
+    ----------
+    own_parameters
+        Its own parameters.
+    left_out
+        Statement that is fixed -> its value.
+    states_modules
+        Whether it has `pyro.module` statements.
+    skips_initialization
+        Whether it makes modules whose initialization can be skipped.
+    """
+
+    own_parameters: tuple[OwnParameter, ...]
+    left_out: dict[str, Tensor]
+    states_modules: bool
+    skips_initialization: bool
+
+
 class StatelessCallable:
     """A Pyro callable as a function of its own parameters and its arguments.
 
@@ -129,6 +151,35 @@ class StatelessCallable:
         for path, module in self._container.named_modules():
             if path:
                 yield path.removeprefix(f"{SELF}."), module
+
+    def recorded(self) -> Recorded:
+        """Return what `collect` has found, to be restored in another process."""
+        return Recorded(
+            self.own_parameters,
+            dict(self._left_out),
+            self._states_modules,
+            self._skips_initialization,
+        )
+
+    def restore(self, recorded: Recorded) -> None:
+        """Restore what another process has collected, without a run.
+
+        Raises
+        ------
+        ValueError
+            If a parameter of a module is absent, or of another shape.
+        """
+        tensors = dict(self._container.named_parameters())
+        for p in recorded.own_parameters:
+            if not p.statement:
+                _refuse_other_parameter(p, tensors.get(p.path))
+        self.own_parameters = tuple(
+            replace(p, keys=frozenset({p.path if p.statement else id(tensors[p.path])}))
+            for p in recorded.own_parameters
+        )
+        self._left_out = dict(recorded.left_out)
+        self._states_modules = recorded.states_modules
+        self._skips_initialization = recorded.skips_initialization
 
     def optional_arguments(self) -> tuple[str, ...]:
         """Return the names of the arguments that have a default."""
@@ -334,6 +385,21 @@ class _Container(nn.Module):
         """Return the identity of each bare parameter with its substitute."""
         paths = {id(p): path for path, p in self.named_parameters()}
         return {id(p): tensors[paths[id(p)]] for p in self.bare}
+
+
+def _refuse_other_parameter(known: OwnParameter, tensor: Tensor | None) -> None:
+    """Refuse a module without a known parameter, or with one of another shape."""
+    before, remedy = list(known.start.shape), "load with the program that was fitted"
+    if tensor is None:
+        raise ValueError(
+            f"parameter '{known.name}' was in the program when it was fitted and is "
+            f"not now; {remedy}"
+        )
+    if tensor.shape != known.start.shape:
+        raise ValueError(
+            f"parameter '{known.name}' had shape {before} when it was fitted and has "
+            f"{list(tensor.shape)} now; {remedy}"
+        )
 
 
 @contextmanager

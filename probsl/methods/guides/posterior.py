@@ -34,6 +34,8 @@ class GuidePosterior:
         Own parameter of the guide -> unconstrained value.
     target
         The density that the guide approximates.
+    guide
+        The guide.
     """
 
     is_point = False
@@ -44,12 +46,14 @@ class GuidePosterior:
         guide: Guide,
         guide_own: dict[str, Tensor],
         own: dict[str, Tensor],
+        means: dict[str, Tensor] | None = None,
     ) -> None:
         self.target = target
         self.own = own
         self.guide_own = guide_own
         self._problem = target.problem
-        self._guide = guide
+        self.guide = guide
+        self._means = means
 
     def point(self) -> dict[str, Tensor]:
         """Return the mean of every latent.
@@ -57,10 +61,10 @@ class GuidePosterior:
         If the mean is outside the support (a correlation's Cholesky factor),
         it is taken in unconstrained space.
         """
-        return {
-            name: self._mean(name, draws)
-            for name, draws in self._representative.items()
-        }
+        if self._means is None:
+            draws = self.representative_draws(representative_count(self._elements))
+            self._means = {name: self._mean(name, x) for name, x in draws.items()}
+        return dict(self._means)
 
     def draw(self, count: int, seed: int) -> dict[str, Tensor]:
         """Return independent draws of every latent, ``[count, ...]``."""
@@ -92,10 +96,6 @@ class GuidePosterior:
         with self._problem.isolated(), torch.no_grad():
             return self._drawn(self._values, standardized(self._noise, count, 0))
 
-    @cached_property
-    def _representative(self) -> dict[str, Tensor]:
-        return self.representative_draws(representative_count(self._elements))
-
     @property
     def _elements(self) -> int:
         return sum(s.shape.numel() for s in self._problem.latents)
@@ -115,13 +115,13 @@ class GuidePosterior:
         return map_draws(one, {"noise": noise}, len(noise), self._elements)
 
     def _values(self) -> dict[str, Tensor]:
-        values = self._guide.score(self.guide_own, self._problem.batch()).values
+        values = self.guide.score(self.guide_own, self._problem.batch()).values
         return {s.name: values[s.name] for s in self._problem.latents}
 
     def _log_density(self) -> dict[str, Tensor]:
         # The density itself has no row weights, unlike the term of the objective.
         batch = Batch(self._problem.arguments.values)
-        scoring = self._guide.score(self.guide_own, batch)
+        scoring = self.guide.score(self.guide_own, batch)
         return {
             "log_q": total(weighted_terms(scoring, self._problem.data_plate, batch))
         }

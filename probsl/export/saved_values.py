@@ -1,0 +1,163 @@
+"""Plain values as JSON, with their tensors apart."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["DTYPES", "NoFormError", "decoded", "encodable", "encoded"]
+
+# The types of tensors, by their names in the safetensors format.
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+class NoFormError(TypeError):
+    """A value for which there is no form in a file."""
+
+
+def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Return a value in the types of JSON, and put its tensors into a dict.
+
+    What JSON lacks is a dict with one key, as ``{"$float": "nan"}``.
+
+    Parameters
+    ----------
+    value
+        Numbers, texts, times and tensors in dicts, lists and tuples.
+    tensors
+        Takes the tensors, by names made of the keys that lead to them.
+    path
+        The keys that lead to the value.
+
+    Raises
+    ------
+    NoFormError
+        If a part of it is of another type.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from probsl.export.saved_values import decoded, encoded
+    >>> tensors = {}
+    >>> encoded({"w": torch.ones(2), "limits": (0, float("inf"))}, tensors)
+    {'w': {'$tensor': 'w'}, 'limits': {'$tuple': [0, {'$float': 'inf'}]}}
+    >>> tensors
+    {'w': tensor([1., 1.])}
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    found: Any
+    if value is None or isinstance(value, bool | int | str):
+        found = value
+    elif isinstance(value, float):
+        finite = math.isfinite(value)
+        found = float(value) if finite else {"$float": repr(float(value))}
+    elif isinstance(value, Tensor):
+        found = {"$tensor": _put(value, tensors, path)}
+    elif isinstance(value, list | tuple):
+        items = [encoded(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+        found = {"$tuple": items} if isinstance(value, tuple) else items
+    elif isinstance(value, dict):
+        found = _encoded_dict(value, tensors, path)
+    else:
+        found = _encoded_time(value)
+    return found
+
+
+def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value that `encoded` was given.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        If it is not as `encoded` returned it.
+    """
+    if isinstance(value, list):
+        return [decoded(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = next(iter(value), "")
+    if not kind.startswith("$"):
+        return {name: decoded(item, tensors) for name, item in value.items()}
+    (held,) = value.values()
+    if kind == "$tensor":
+        return tensors[held]
+    return _DECODERS[kind](decoded(held, tensors))
+
+
+def encodable(value: Any) -> bool:
+    """Return whether there is a form for a value in a file."""
+    try:
+        encoded(value, {})
+    except NoFormError:
+        return False
+    return True
+
+
+def _put(value: Tensor, tensors: dict[str, Tensor], path: str) -> str:
+    """Put a tensor among those of the file, and return its name there."""
+    if value.dtype not in DTYPES.values() or value.layout is not torch.strided:
+        raise NoFormError(f"a tensor of type {value.dtype} cannot be saved")
+    first = name = path.lstrip("/")
+    number = 1
+    while name in tensors or name in ("", "__metadata__"):
+        name, number = f"{first}#{number}", number + 1
+    # No two may share memory.
+    tensors[name] = value.detach().cpu().contiguous().clone()
+    return name
+
+
+def _encoded_dict(value: dict[Any, Any], tensors: dict[str, Tensor], path: str) -> Any:
+    items = {k: encoded(v, tensors, f"{path}/{k}") for k, v in value.items()}
+    if all(isinstance(k, str) and not k.startswith("$") for k in items):
+        return items
+    return {"$items": [[encoded(k, tensors, path), v] for k, v in items.items()]}
+
+
+def _encoded_time(value: Any) -> Any:
+    """Return the parts of a label that is a time or a range."""
+    kind, module = type(value).__name__, type(value).__module__.partition(".")[0]
+    if kind == "Interval" and module == "pandas":
+        ends = [value.left, value.right, value.closed]
+        return {"$Interval": [encoded(end, {}) for end in ends]}
+    # The exact types: others have more parts than their text.
+    exact = type(value) in (datetime.datetime, datetime.date)
+    if exact or (kind == "Timestamp" and module == "pandas"):
+        return {f"${kind}": value.isoformat()}
+    raise NoFormError(f"a value of type {kind} cannot be saved")
+
+
+def _of_pandas(kind: str, parts: list[Any]) -> Any:
+    import pandas as pd
+
+    return getattr(pd, kind)(*parts)
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "$float": {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.__getitem__,
+    "$tuple": tuple,
+    "$items": dict,
+    "$datetime": datetime.datetime.fromisoformat,
+    "$date": datetime.date.fromisoformat,
+    "$Timestamp": lambda text: _of_pandas("Timestamp", [text]),
+    "$Interval": lambda ends: _of_pandas("Interval", ends),
+}
