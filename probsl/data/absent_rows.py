@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["AbsentArray", "AbsentRows", "refuse_absent"]
 
 
-def refuse_absent(what: str = "this needs its data") -> NoReturn:
+def refuse_absent(why: str = "which this needs") -> NoReturn:
     """Refuse an operation on a fit whose data are absent.
 
     Parameters
     ----------
-    what
-        The reason, as a clause.
+    why
+        The reason, as a clause about the data.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def refuse_absent(what: str = "this needs its data") -> NoReturn:
         Saying how to load the fit with its data.
     """
     raise ValueError(
-        f"this fit was loaded without its data, and {what}; give them: "
+        f"this fit was loaded without its data, {why}; give them: "
         "probsl.load(path, program, data)"
     )
 
@@ -49,7 +49,7 @@ class AbsentArray:
     >>> from probsl.data.absent_rows import AbsentArray
     >>> AbsentArray((3,), torch.float64) + 1
     Traceback (most recent call last):
-    ValueError: this fit was loaded without its data, and this needs its data; ...
+    ValueError: this fit was loaded without its data, which this needs; give ...
     """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probsl.data.absent_rows import refuse_absent
+from probsl.data.absent_rows import AbsentArray, refuse_absent
 from probsl.data.arguments import bind, by_name, refuse_unequal_rows
 from probsl.draws.mapped import Draws, map_draws
 from probsl.noise.streams import stream_seed
@@ -136,7 +136,7 @@ def refuse_unreported(problem: Problem) -> None:
         site = next((s for s in problem.sites if s.name == name), None)
         computed = site is not None and site.role is Role.DETERMINISTIC
         if computed and name not in problem.reported:
-            refuse_absent(f"deterministic site '{name}' depends on them")
+            refuse_absent(f"on which deterministic site '{name}' depends")
 
 
 def deterministic_names(problem: Problem, *, by_row: bool) -> tuple[str, ...]:
@@ -345,14 +345,22 @@ def _annotate_shapes(
 ) -> None:
     """Add to an error which arguments have other shapes than in the fit."""
     for name in problem.rows:
-        fitted: Any = problem.arguments.values[name]
-        new: Any = arguments.get(name)
-        known = torch.is_tensor(fitted) and torch.is_tensor(new)
-        if known and new.shape[1:] != fitted.shape[1:]:
+        fitted, new = (
+            _shape(problem.arguments.values[name]),
+            _shape(arguments.get(name)),
+        )
+        if fitted and new and new[1:] != fitted[1:]:
             error.add_note(
-                f"probsl: argument '{name}' has shape {tuple(new.shape)}, and had "
-                f"{tuple(fitted.shape)} in the fit; give the same columns"
+                f"probsl: argument '{name}' has shape {new}, and had "
+                f"{fitted} in the fit; give the same columns"
             )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of an array, even of an absent one; () of everything else."""
+    if isinstance(value, AbsentArray):
+        return tuple(value.describe()[0])
+    return tuple(value.shape) if torch.is_tensor(value) else ()
 
 
 def _kept(problem: Problem, draws: Draws) -> Draws:

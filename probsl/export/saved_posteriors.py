@@ -155,11 +155,14 @@ def _restore(
     present = _buffers(guide)
     for kind, before, now in (("parameter", own, found), ("buffer", buffers, present)):
         for name in dict.fromkeys([*before, *now]):
-            shapes = [list(d[name].shape) if name in d else None for d in (before, now)]
+            shapes = [
+                f"shape {list(held[name].shape)}" if name in held else "no place"
+                for held in (before, now)
+            ]
             if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"{kind} '{name}' of the guide had shape {shapes[0]} when it was "
-                    f"fitted and has {shapes[1]} now; give the guide that was fitted"
+                    f"{kind} '{name}' of the guide had {shapes[0]} when it was fitted "
+                    f"and has {shapes[1]} now; give the guide that was fitted"
                 )
     for name, buffer in present.items():
         buffer.copy_(buffers[name])

@@ -18,7 +18,7 @@ from probsl.program.generating import Generating
 from probsl.program.messages import is_computed, is_factor, plates_of, visit
 from probsl.program.problem import Problem
 from probsl.program.scoring import Batch
-from probsl.program.supports import contents, settled, support_of, unwrap
+from probsl.program.supports import bijection, contents, settled, support_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -129,7 +129,7 @@ class SavedProblem(Problem):
                         if plate.name in site.plate_axes:
                             stack.enter_context(_plate(plate))
                     axes = site.batch_axes
-                    stated = ImproperUniform(
+                    stated = _Stated(
                         self.supports[site.name], site.shape[:axes], site.shape[axes:]
                     )
                     pyro.sample(site.name, stated)
@@ -139,6 +139,15 @@ class SavedProblem(Problem):
     @property
     def _values(self) -> dict[str, Any]:
         return self.arguments.values
+
+
+class _Stated(ImproperUniform):  # type: ignore[misc]
+    """A distribution of which only the support and the shape matter."""
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        transform, shape = bijection(self.support), sample_shape + self.shape()
+        value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
+        return value
 
 
 def zeros(
