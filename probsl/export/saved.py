@@ -20,7 +20,12 @@ from probsl.export.arrays import own_version
 from probsl.export.fingerprints import fingerprints
 from probsl.export.saved_format import damaged, read, write
 from probsl.export.saved_methods import decoded_method, encoded_method
-from probsl.export.saved_posteriors import decoded_posterior, encoded_posterior
+from probsl.export.saved_posteriors import (
+    SavedPosterior,
+    decoded_posterior,
+    encoded_posterior,
+    restored,
+)
 from probsl.export.saved_problems import (
     Bound,
     bound,
@@ -127,7 +132,7 @@ def load(
     else:
         problem = parts.problem(program)
     method = parts.fit["method"]
-    posterior, method = decoded_posterior(parts.posterior, problem, method, guide)
+    posterior, method = restored(parts.posterior, problem, method, guide)
     return Fit(**parts.fit | {"method": method}, problem=problem, posterior=posterior)
 
 
@@ -138,7 +143,7 @@ class _Parts:
     fit: dict[str, Any]
     bound: Bound
     problem: Callable[[Callable[..., Any]], SavedProblem] | str
-    posterior: Mapping[str, Any]
+    posterior: SavedPosterior
 
 
 def _encoded(fit: Fit) -> dict[str, Any]:
@@ -220,14 +225,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Refuse a file whose contents are not as they were written."""
     try:
         yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:
         damaged(path, "its contents do not fit together", error)
 
 
@@ -244,7 +242,8 @@ def _decoded(document: Any) -> _Parts:
             tuple(map(text, document["reported"])),
             point,
         )
-    return _Parts(_decoded_fit(document["fit"]), known, problem, document["posterior"])
+    posterior = decoded_posterior(document["posterior"], known.dtype)
+    return _Parts(_decoded_fit(document["fit"]), known, problem, posterior)
 
 
 def _decoded_fit(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["damaged", "read", "write"]
 
-# The text of the header, which is read before anything else is checked.
-_MAX_HEADER = 16 * 2**20
+# Limits of the header, which is read before anything else is checked: its bytes, and the
+# parts of its JSON, of which each takes up to 100 bytes of memory.
+_MAX_HEADER, _MAX_PARTS = 16 * 2**20, 500_000
 _TEXT, _CHECKSUM = "probsl", "sha256"
 _CHECKSUM_ENTRY = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _UNKNOWN = "0" * 64
@@ -46,7 +47,7 @@ def write(path: str | os.PathLike[str], value: Any) -> None:
     NoFormError
         If the value has a part of another type.
     ValueError
-        If everything besides the tensors is longer than 16 MiB.
+        If everything besides the tensors is too long.
 
     Examples
     --------
@@ -84,6 +85,8 @@ def read(path: str | os.PathLike[str]) -> Any:
         if not 2 <= length <= min(_MAX_HEADER, status.st_size - 8):
             damaged(path, "it does not begin with the length of a header")
         header = file.read(length)
+        if _parts(header) > _MAX_PARTS:
+            damaged(path, "its header has too many parts")
         entries, text, checksum = _parsed(path, header)
         _check_entries(path, entries, status.st_size - 8 - length)
         content = start + header + file.read(status.st_size - 8 - length)
@@ -126,15 +129,20 @@ def _serialized(value: Any) -> bytes:
     text = json.dumps(encoded(value, tensors), allow_nan=False)
     content = safetensors.torch.save(tensors, {_TEXT: text, _CHECKSUM: _UNKNOWN})
     length = struct.unpack("<Q", content[:8])[0]
-    if length > _MAX_HEADER:
+    if length > _MAX_HEADER or _parts(content[8 : 8 + length]) > _MAX_PARTS:
         raise ValueError(
-            f"the names and labels of this fit take {length / 2**20:.0f} MiB, and a "
-            f"file has room for {_MAX_HEADER // 2**20}; fit with fewer coords="
+            f"the names and labels of this fit take {length / 2**20:.1f} MiB, more than "
+            "a file has room for; fit with fewer sites, or with coords= of texts"
         )
     place = _CHECKSUM_ENTRY.search(content, 8, 8 + length)
     assert place is not None
     digest = _digest(content).encode()
     return content[: place.start(1)] + digest + content[place.end(1) :]
+
+
+def _parts(header: bytes) -> int:
+    """Return a bound of the number of values in JSON."""
+    return sum(map(header.count, (b"[", b"{", b",")))
 
 
 def _digest(content: bytes) -> str:

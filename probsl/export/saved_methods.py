@@ -28,10 +28,16 @@ _VALUES: dict[str, Any] = {kind.__name__: kind for kind in (LBFGS, TrustRegionNe
 _GUIDES = (
     "AutoDelta",
     "AutoDiagonalNormal",
+    "AutoGaussian",
+    "AutoIAFNormal",
+    "AutoLaplaceApproximation",
     "AutoLowRankMultivariateNormal",
     "AutoMultivariateNormal",
     "AutoNormal",
+    "AutoStructured",
 )
+# Their options whose cost in memory is known.
+_GUIDE_OPTIONS = {"init_loc_fn", "init_scale", "rank"}
 _STARTS = (
     "init_to_feasible",
     "init_to_mean",
@@ -157,7 +163,8 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, functools.partial) and not value.args:
         made = _encoded(value.func)
         options = {k: _encoded(v) for k, v in value.keywords.items()}
-        if not any("text" in part for part in (made, *options.values())):
+        known = not any("text" in part for part in (made, *options.values()))
+        if known and _may_have(made.get("named"), options):
             return {"partial": made, "options": options}
     if _VALUES.get(type(value).__name__) is type(value):
         return {"made": type(value).__name__}
@@ -172,9 +179,16 @@ def _decoded(value: Mapping[str, Any]) -> Any:
     if "made" in value:
         return _VALUES[value["made"]]()
     if "partial" in value:
+        if not _may_have(value["partial"]["named"], value["options"]):
+            raise ValueError("a guide has options of unknown cost")
         options = {k: _decoded(v) for k, v in value["options"].items()}
         return functools.partial(_decoded(value["partial"]), **options)
     return value["value"]
+
+
+def _may_have(name: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether a class may be made with some options by what a file states."""
+    return name not in _GUIDES or options.keys() <= _GUIDE_OPTIONS
 
 
 def _is_plain(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraint_registry import biject_to
 
 from probsl.data.absent_rows import AbsentArray, AbsentRows
 from probsl.data.arguments import Arguments
@@ -31,6 +32,7 @@ from probsl.program.stateless_callable import (
     StatelessCallable,
 )
 from probsl.program.subsampling import Subsampling
+from probsl.program.supports import bijection, contents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,12 +127,14 @@ def decoded_bound(value: Mapping[str, Any]) -> Bound:
     """Return what `bound` was given, checked."""
     rows, size, held = value["rows"], count(value["size"]), count(value["held"])
     weights, batch_size = value["weights"], value["batch_size"]
-    dtype = _DTYPES[value["dtype"]]
+    dtype, device = _DTYPES[value["dtype"]], _device(value["device"])
+    if weights is not None:
+        weights = weights.to(device)
     if weights is not None and (weights.shape != (size,) or weights.dtype != dtype):
         raise ValueError("there is not one weight per row")
     return Bound(
         dtype=dtype,
-        device=_device(value["device"]),
+        device=device,
         rows=tuple(map(text, rows)),
         unclear=text(value["unclear"]),
         size=size,
@@ -138,7 +142,7 @@ def decoded_bound(value: Mapping[str, Any]) -> Bound:
         weights=weights,
         batch_size=None if batch_size is None else count(batch_size),
         names=_decoded_names(value["names"]),
-        around=tensors(value["around"], dtype),
+        around=_on(tensors(value["around"], dtype), device),
         facts={text(n): _decoded_facts(f) for n, f in value["facts"].items()},
         fingerprints={text(n): text(f) for n, f in value["fingerprints"].items()},
     )
@@ -204,21 +208,28 @@ def decoded_problem(
     observed, reported, point
         See `probsl.program.saved_problem.SavedProblem`.
     """
+    device = known.device
     recorded = Recorded(
-        own_parameters=tuple(map(_decoded_parameter, value["own_parameters"])),
-        left_out=tensors(value["left_out"], None),
+        own_parameters=tuple(
+            _decoded_parameter(p, device) for p in value["own_parameters"]
+        ),
+        left_out=_on(tensors(value["left_out"], None), device),
         states_modules=bool(value["states_modules"]),
         skips_initialization=bool(value["skips_initialization"]),
     )
-    sites = tuple(map(_decoded_site, value["sites"]))
+    sites = tuple(_decoded_site(site, device) for site in value["sites"])
+    for p in recorded.own_parameters:
+        if p.constrain(p.start).shape != point[p.name].shape:
+            raise ValueError(f"parameter '{p.name}' has two shapes")
+    supports = {text(n): decoded(s, device) for n, s in value["supports"].items()}
     for site in sites:
-        if site.latent and point[site.name].shape != site.shape:
-            raise ValueError(f"site '{site.name}' has two shapes")
+        if site.latent:
+            _check_latent(site, point[site.name], supports[site.name])
     seen = value["subsampling"]
     options: dict[str, Any] = {
         "arguments": Arguments(
             {text(n): _decoded_argument(a) for n, a in value["arguments"].items()},
-            {text(n): tuple(labels) for n, labels in value["labels"].items()},
+            {text(n): _labels(labels) for n, labels in value["labels"].items()},
         ),
         "dtype": known.dtype,
         "sites": sites,
@@ -241,7 +252,7 @@ def decoded_problem(
         "observed": observed,
         "reported": reported,
         "known_point": point,
-        "supports": {text(n): decoded(s) for n, s in value["supports"].items()},
+        "supports": supports,
     }
 
     def problem(program: Callable[..., Any]) -> SavedProblem:
@@ -307,10 +318,20 @@ def _encoded_names(problem: Problem) -> dict[str, Any]:
 
 def _decoded_names(value: Mapping[str, Any]) -> AxisNames:
     dims, coords, classes = (
-        {text(name): tuple(labels) for name, labels in value[kind].items()}
+        {text(name): _labels(labels) for name, labels in value[kind].items()}
         for kind in ("dims", "coords", "classes")
     )
+    for axes in dims.values():
+        for axis in axes:
+            text(axis or "")
     return AxisNames(dims, coords, classes, text(value["note"]))
+
+
+def _labels(value: Any) -> tuple[Any, ...]:
+    hash(value)  # raises if a label is not a single value
+    if not isinstance(value, tuple) or any(isinstance(v, Tensor) for v in value):
+        raise TypeError("labels are not a tuple")
+    return value
 
 
 def _encoded_facts(facts: SiteFacts) -> dict[str, Any]:
@@ -343,12 +364,12 @@ def _encoded_site(site: Site) -> dict[str, Any]:
     }
 
 
-def _decoded_site(value: Mapping[str, Any]) -> Site:
-    site = Site(
+def _decoded_site(value: Mapping[str, Any], device: torch.device) -> Site:
+    return Site(
         name=text(value["name"]),
         role=Role(value["role"]),
         shape=_shape(value["shape"]),
-        support=decoded(value["support"]),
+        support=decoded(value["support"], device),
         plates=tuple(map(_decoded_plate, value["plates"])),
         parents=tuple(map(text, value["parents"])),
         batch_axes=count(value["batch_axes"]),
@@ -359,9 +380,20 @@ def _decoded_site(value: Mapping[str, Any]) -> Site:
         moved_by=tuple(map(text, value["moved_by"])),
         kinked=bool(value["kinked"]),
     )
-    if site.latent and site.batch_axes > len(site.shape):
-        raise ValueError(f"site '{site.name}' has too many axes")
-    return site
+
+
+def _check_latent(site: Site, point: Tensor, stated: Any) -> None:
+    """Refuse a latent whose shape and supports do not fit together."""
+    if point.shape != site.shape or site.batch_axes > len(site.shape):
+        raise ValueError(f"site '{site.name}' has two shapes")
+    for support, bijection_to in ((site.support, bijection), (stated, biject_to)):
+        for part in contents(support):
+            if torch.is_tensor(part):
+                part.expand(site.shape)  # raises if it is not of that shape
+        transform = bijection_to(support)
+        center = transform(torch.zeros(transform.inverse_shape(site.shape)))
+        if center.shape != site.shape:
+            raise ValueError(f"site '{site.name}' has another shape than its support")
 
 
 def _encoded_plate(plate: Plate) -> dict[str, Any]:
@@ -382,13 +414,13 @@ def _decoded_plate(value: Mapping[str, Any]) -> Plate:
     )
 
 
-def _decoded_parameter(value: Mapping[str, Any]) -> OwnParameter:
+def _decoded_parameter(value: Mapping[str, Any], device: torch.device) -> OwnParameter:
     if not isinstance(value["start"], Tensor):
         raise TypeError("a parameter has no value")
     return OwnParameter(
         name=text(value["name"]),
-        start=value["start"],
-        transform=decoded(value["transform"]),
+        start=value["start"].to(device),
+        transform=decoded(value["transform"], device),
         statement=bool(value["statement"]),
         path=text(value["path"]),
     )
@@ -402,6 +434,10 @@ def tensors(value: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Te
         if dtype is not None and tensor.dtype != dtype:
             raise TypeError(f"'{name}' is of type {tensor.dtype}, and not {dtype}")
     return dict(value)
+
+
+def _on(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in values.items()}
 
 
 def text(value: Any) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pyro.distributions import constraints, transforms
+from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
 from probsl.export.saved_values import NoFormError
@@ -116,15 +118,21 @@ def encoded(value: Any) -> Any:
     return {"is": name, **options}
 
 
-def decoded(value: Mapping[str, Any] | None) -> Any:
-    """Return what `encoded` was given."""
+def decoded(value: Mapping[str, Any] | None, device: torch.device | None = None) -> Any:
+    """Return what `encoded` was given, with its tensors on a device.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        If it is not as `encoded` returned it.
+    """
     if value is None:
         return None
     name = value["is"]
     if name in _PLAIN:
         return _PLAIN[name]
     made, options = _MADE[name]
-    return made(*(_restored(value[option]) for option in options))
+    return made(*(_restored(option, value[option], device) for option in options))
 
 
 def _option(value: Any) -> Any:
@@ -133,10 +141,29 @@ def _option(value: Any) -> Any:
     return encoded(value) if type(value) in _NAMED else value
 
 
-def _restored(value: Any) -> Any:
-    if isinstance(value, list):
-        return [decoded(part) for part in value]
-    return decoded(value) if isinstance(value, dict) else value
+def _restored(option: str, value: Any, device: torch.device | None) -> Any:
+    """Return an option, which must be of its kind."""
+    found: Any = value
+    if option in ("parts", "transforms"):
+        found = [decoded(part, device) for part in value]
+        right = all(isinstance(part, transforms.Transform) for part in found)
+    elif option in ("base_transform", "inv"):
+        found = decoded(value, device)
+        right = isinstance(found, transforms.Transform)
+    elif option in ("base_constraint", "support"):
+        found = decoded(value, device)
+        right = isinstance(found, constraints.Constraint)
+    elif option in ("event_dim", "reinterpreted_batch_ndims"):
+        right = type(value) is int and 0 <= value < _AXES
+    elif isinstance(value, Tensor):
+        found, right = value.to(device), True
+    else:
+        right = type(value) in (int, float)
+    if not right:
+        raise TypeError(f"{option} is {value!r}")
+    return found
 
 
+# Torch has no tensors of more axes.
+_AXES = 64
 _NAMED = _NAME_OF_PLAIN.keys() | _NAME_OF_MADE.keys()

@@ -28,6 +28,8 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+# From this many on, labels are in a tensor, which takes less than JSON to read.
+_MANY = 1000
 
 
 class NoFormError(TypeError):
@@ -73,6 +75,11 @@ def encoded(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         found = float(value) if finite else {"$float": repr(float(value))}
     elif isinstance(value, Tensor):
         found = {"$tensor": _put(value, tensors, path)}
+    elif _are_many(value, str):
+        letters = np.frombuffer("\0".join(value).encode(), np.uint8)
+        found = {"$texts": encoded(torch.tensor(letters), tensors, path)}
+    elif _are_many(value, int):
+        found = {"$numbers": encoded(torch.tensor(value), tensors, path)}
     elif isinstance(value, list | tuple):
         items = [encoded(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
         found = {"$tuple": items} if isinstance(value, tuple) else items
@@ -111,6 +118,19 @@ def encodable(value: Any) -> bool:
     except NoFormError:
         return False
     return True
+
+
+def _are_many(value: Any, kind: type) -> bool:
+    """Whether a value is a long tuple of texts, or of numbers, which a tensor holds."""
+    if not isinstance(value, tuple) or len(value) < _MANY:
+        return False
+    if kind is int:
+        return all(type(v) is int and abs(v) < 2**63 for v in value)
+    return all(type(v) is str and "\0" not in v for v in value)
+
+
+def _texts(letters: Tensor) -> tuple[str, ...]:
+    return tuple(letters.numpy().tobytes().decode().split("\0"))
 
 
 def _put(value: Tensor, tensors: dict[str, Tensor], path: str) -> str:
@@ -155,6 +175,8 @@ def _of_pandas(kind: str, parts: list[Any]) -> Any:
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$float": {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.__getitem__,
     "$tuple": tuple,
+    "$texts": _texts,
+    "$numbers": lambda numbers: tuple(numbers.tolist()),
     "$items": dict,
     "$datetime": datetime.datetime.fromisoformat,
     "$date": datetime.date.fromisoformat,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyro
 import torch
-from pyro.distributions import ImproperUniform
+from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -21,7 +21,7 @@ from probsl.program.scoring import Batch
 from probsl.program.supports import bijection, contents, settled, support_of, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from probsl.program.messages import Plate
 
@@ -141,13 +141,31 @@ class SavedProblem(Problem):
         return self.arguments.values
 
 
-class _Stated(ImproperUniform):  # type: ignore[misc]
+class _Stated(TorchDistribution):
     """A distribution of which only the support and the shape matter."""
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        transform, shape = bijection(self.support), sample_shape + self.shape()
-        value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
-        return value
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
+
+    def __init__(
+        self, support: Any, batch: Sequence[int], event: Sequence[int]
+    ) -> None:
+        self._support = support
+        super().__init__(torch.Size(batch), torch.Size(event), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self._support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return _Stated(self._support, batch_shape, self.event_shape)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Any:  # noqa: B008
+        transform = bijection(self._support)
+        shape = sample_shape + self.batch_shape + self.event_shape
+        return transform(torch.zeros(transform.inverse_shape(shape)))
+
+    def log_prob(self, value: Tensor) -> Any:
+        return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
 
 def zeros(

@@ -81,7 +81,7 @@ def prepare(problem: Problem, form: GuideForm, start: GuideStart) -> Guide:
     """
     chosen = form is None
     if form is None:
-        form = _choose(sum(s.shape.numel() for s in problem.latents))
+        form = default_guide(sum(s.shape.numel() for s in problem.latents))
     guide = _instance(problem, form, start)
     # The first call of a lazy guide makes its parameters.
     arguments = problem.arguments.values
@@ -119,7 +119,8 @@ def _results(guide: Guide, batch: Batch, own: Mapping[str, Tensor]) -> Iterator[
             yield message["log_prob"]
 
 
-def _choose(dimensions: int) -> type[AutoGuide]:
+def default_guide(dimensions: int) -> type[AutoGuide]:
+    """Return the automatic guide of a fit whose user named none."""
     if dimensions <= FULL_RANK_LIMIT:
         return AutoMultivariateNormal
     if dimensions <= LOW_RANK_LIMIT:
