@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +47,6 @@ from probsl.program.problem import Problem
 from probsl.program.saved_problem import SavedProblem, refuse_changed, zeros
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping
 
     from probsl.methods.guides.forms import GuideForm
@@ -120,6 +120,7 @@ def load(
     """
     check_program(program)
     document = read(path)
+    _refuse_newer(path, document)
     with _reading(path):
         parts = _decoded(document)
     if data is not None:
@@ -188,6 +189,18 @@ def _encoded(fit: Fit) -> dict[str, Any]:
         "problem": unbound,
         "reported": list(_reported(fit)),
     }
+
+
+def _refuse_newer(path: str | os.PathLike[str], document: Any) -> None:
+    """Refuse a file of a version of the format that is not known yet."""
+    version = document.get("version") if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:
+        damaged(path, "it states no version")
+    if version > _VERSION:
+        raise ValueError(
+            f"'{os.fspath(path)}' is in format {version}, and this probsl reads "
+            f"formats up to {_VERSION}; update probsl"
+        )
 
 
 def _reported(fit: Fit) -> tuple[str, ...]:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["damaged", "read", "write"]
 
-# Limits of the header, which is read before anything else is checked: its bytes, and the
+# Limits of the header, which is read before all else is checked: its bytes, and the
 # parts of its JSON, of which each takes up to 100 bytes of memory.
-_MAX_HEADER, _MAX_PARTS = 16 * 2**20, 500_000
+_MAX_HEADER, _MAX_PARTS = 16 * 2**20, 300_000
 _TEXT, _CHECKSUM = "probsl", "sha256"
 _CHECKSUM_ENTRY = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _UNKNOWN = "0" * 64
@@ -131,8 +131,8 @@ def _serialized(value: Any) -> bytes:
     length = struct.unpack("<Q", content[:8])[0]
     if length > _MAX_HEADER or _parts(content[8 : 8 + length]) > _MAX_PARTS:
         raise ValueError(
-            f"the names and labels of this fit take {length / 2**20:.1f} MiB, more than "
-            "a file has room for; fit with fewer sites, or with coords= of texts"
+            f"the names and labels of this fit take {length / 2**20:.1f} MiB, more "
+            "than a file has room for; fit with fewer sites, or with coords= of texts"
         )
     place = _CHECKSUM_ENTRY.search(content, 8, 8 + length)
     assert place is not None

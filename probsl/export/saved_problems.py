@@ -12,6 +12,7 @@ from torch.distributions.constraint_registry import biject_to
 from probsl.data.absent_rows import AbsentArray, AbsentRows
 from probsl.data.arguments import Arguments
 from probsl.data.array_kinds import COMPUTED_IN
+from probsl.data.placement import device_of
 from probsl.draws.predictions import observed_arguments
 from probsl.export.fingerprints import fingerprints
 from probsl.export.saved_supports import decoded, encoded
@@ -461,9 +462,9 @@ def _shape(value: Any) -> torch.Size:
     return shape
 
 
-def _device(value: str) -> torch.device:
+def _device(value: Any) -> torch.device:
     """Return the device of a fit if it is there, else the CPU."""
-    device = torch.device(value)
-    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
-        return device
-    return torch.device("cpu")
+    try:
+        return device_of(Arguments({}), (), text(value))
+    except ValueError:
+        return torch.device("cpu")
