@@ -30,15 +30,12 @@ from probsl.export.saved_posteriors import (
 from probsl.export.saved_problems import (
     Bound,
     bound,
-    count,
     decoded_bound,
     decoded_problem,
     encoded_problem,
     is_data,
-    tensors,
-    text,
 )
-from probsl.export.saved_values import NoFormError
+from probsl.export.saved_values import NoFormError, count, tensors, text
 from probsl.fitting import Fit
 from probsl.isolation.calls import undisturbed
 from probsl.program.dry_run import check_program

@@ -17,7 +17,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 
 from probsl.export.saved_methods import NotSaved, with_option
-from probsl.export.saved_problems import tensors, text
+from probsl.export.saved_values import on_device, tensors, text
 from probsl.methods.guides.forms import GuideStart, default_guide, prepare
 from probsl.methods.guides.posterior import GuidePosterior
 from probsl.methods.objective import point_objective
@@ -167,7 +167,7 @@ def restored(
         If the guide is needed, or is another one than that which was fitted.
     """
     device = problem.device
-    values, own = _on(saved.values, device), _on(saved.own, device)
+    values, own = on_device(saved.values, device), on_device(saved.own, device)
     _refuse_other_parameters(problem, own)
     target = TargetDensity(problem, saved.prior_weights, saved.space)
     if saved.is_point:
@@ -179,7 +179,7 @@ def restored(
         return PointPosterior(values, own, objective), method
     if guide is not None and isinstance(method, SVI):
         method = with_option(method, "guide", guide)
-    guide_own = _on(saved.guide_own, device)
+    guide_own = on_device(saved.guide_own, device)
     alone = guide is None and isinstance(problem, SavedProblem)
     if guide is None:
         guide = _saved_guide(method)
@@ -196,12 +196,8 @@ def restored(
         ) from error
     _restore(made, guide_own, saved.buffers)
     posterior = GuidePosterior(target, made, guide_own, own, values)
-    _refuse_other_draws(posterior, _on(saved.draws, device))
+    _refuse_other_draws(posterior, on_device(saved.draws, device))
     return posterior, method
-
-
-def _on(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in values.items()}
 
 
 def _refuse_other_parameters(problem: Problem, own: Mapping[str, Tensor]) -> None:

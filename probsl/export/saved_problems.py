@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions.constraint_registry import biject_to
 
 from probsl.data.absent_rows import AbsentArray, AbsentRows
 from probsl.data.arguments import Arguments
@@ -15,10 +14,26 @@ from probsl.data.array_kinds import COMPUTED_IN
 from probsl.data.placement import device_of
 from probsl.draws.predictions import observed_arguments
 from probsl.export.fingerprints import fingerprints
+from probsl.export.saved_sites import (
+    check_latent,
+    decoded_facts,
+    decoded_plate,
+    decoded_site,
+    encoded_facts,
+    encoded_plate,
+    encoded_site,
+)
 from probsl.export.saved_supports import decoded, encoded
-from probsl.export.saved_values import NoFormError, encodable
+from probsl.export.saved_values import (
+    NoFormError,
+    count,
+    encodable,
+    on_device,
+    shape_of,
+    tensors,
+    text,
+)
 from probsl.program.axis_names import AxisNames
-from probsl.program.messages import Plate
 from probsl.program.places import Place
 from probsl.program.saved_problem import (
     SavedProblem,
@@ -26,14 +41,12 @@ from probsl.program.saved_problem import (
     facts_of,
     guide_supports,
 )
-from probsl.program.sites import Role, Site
 from probsl.program.stateless_callable import (
     OwnParameter,
     Recorded,
     StatelessCallable,
 )
 from probsl.program.subsampling import Subsampling
-from probsl.program.supports import bijection, contents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,17 +56,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Bound",
     "bound",
-    "count",
     "decoded_bound",
     "decoded_problem",
     "encoded_problem",
     "is_data",
-    "tensors",
-    "text",
 ]
 
-# Sizes above are mistakes: torch counts elements by 64 bits, and has few axes.
-_MOST, _AXES = 1 << 40, 64
 _DTYPES = {str(dtype): dtype for dtype in COMPUTED_IN}
 
 
@@ -118,7 +126,7 @@ def bound(problem: Problem) -> dict[str, Any]:
         "batch_size": None if saved or data.complete else data.batch_size,
         "names": _encoded_names(problem),
         "around": dict(problem.place.around),
-        "facts": {name: _encoded_facts(fact) for name, fact in facts.items()},
+        "facts": {name: encoded_facts(fact) for name, fact in facts.items()},
         "fingerprints": dict(hashes),
         "observed": sorted(observed),
     }
@@ -143,8 +151,8 @@ def decoded_bound(value: Mapping[str, Any]) -> Bound:
         weights=weights,
         batch_size=None if batch_size is None else count(batch_size),
         names=_decoded_names(value["names"]),
-        around=_on(tensors(value["around"], dtype), device),
-        facts={text(n): _decoded_facts(f) for n, f in value["facts"].items()},
+        around=on_device(tensors(value["around"], dtype), device),
+        facts={text(n): decoded_facts(f) for n, f in value["facts"].items()},
         fingerprints={text(n): text(f) for n, f in value["fingerprints"].items()},
     )
 
@@ -167,9 +175,9 @@ def encoded_problem(problem: Problem) -> dict[str, Any]:
     return {
         "arguments": {n: _encoded_argument(n, problem) for n in _values(problem)},
         "labels": problem.arguments.labels,
-        "sites": [_encoded_site(site) for site in problem.sites],
+        "sites": [encoded_site(site) for site in problem.sites],
         "supports": {name: encoded(support) for name, support in supports.items()},
-        "plate": None if plate is None else _encoded_plate(plate),
+        "plate": None if plate is None else encoded_plate(plate),
         "subsampling": None
         if sampling is None
         else {"whole": sorted(sampling.whole), "seen": dict(sampling.seen)},
@@ -214,18 +222,18 @@ def decoded_problem(
         own_parameters=tuple(
             _decoded_parameter(p, device) for p in value["own_parameters"]
         ),
-        left_out=_on(tensors(value["left_out"], None), device),
+        left_out=on_device(tensors(value["left_out"], None), device),
         states_modules=bool(value["states_modules"]),
         skips_initialization=bool(value["skips_initialization"]),
     )
-    sites = tuple(_decoded_site(site, device) for site in value["sites"])
+    sites = tuple(decoded_site(site, device) for site in value["sites"])
     for p in recorded.own_parameters:
         if p.constrain(p.start).shape != point[p.name].shape:
             raise ValueError(f"parameter '{p.name}' has two shapes")
     supports = {text(n): decoded(s, device) for n, s in value["supports"].items()}
     for site in sites:
         if site.latent:
-            _check_latent(site, point[site.name], supports[site.name])
+            check_latent(site, point[site.name], supports[site.name])
     seen = value["subsampling"]
     options: dict[str, Any] = {
         "arguments": Arguments(
@@ -234,9 +242,7 @@ def decoded_problem(
         ),
         "dtype": known.dtype,
         "sites": sites,
-        "data_plate": None
-        if value["plate"] is None
-        else _decoded_plate(value["plate"]),
+        "data_plate": None if value["plate"] is None else decoded_plate(value["plate"]),
         "data": AbsentRows(
             known.rows, known.size, known.held, known.weights, known.unclear
         ),
@@ -293,7 +299,7 @@ def _decoded_argument(value: Mapping[str, Any]) -> Any:
     dtype = getattr(torch, value["dtype"].removeprefix("torch."))
     if not isinstance(dtype, torch.dtype):
         raise TypeError("an argument has no type")
-    return AbsentArray(_shape(value["shape"]), dtype)
+    return AbsentArray(shape_of(value["shape"]), dtype)
 
 
 def _encoded_names(problem: Problem) -> dict[str, Any]:
@@ -335,86 +341,6 @@ def _labels(value: Any) -> tuple[Any, ...]:
     return value
 
 
-def _encoded_facts(facts: SiteFacts) -> dict[str, Any]:
-    try:
-        support = encoded(facts.support)
-    except NoFormError:  # it is not compared then
-        support = None
-    held = {field.name: getattr(facts, field.name) for field in fields(facts)}
-    return held | {"support": support}
-
-
-def _decoded_facts(value: Mapping[str, Any]) -> SiteFacts:
-    return SiteFacts(
-        kind=text(value["kind"]),
-        distribution=text(value["distribution"]),
-        shape=tuple(None if n is None else count(n) for n in value["shape"]),
-        plates=tuple(map(text, value["plates"])),
-        support=decoded(value["support"]),
-    )
-
-
-def _encoded_site(site: Site) -> dict[str, Any]:
-    held = {field.name: getattr(site, field.name) for field in fields(site)}
-    return held | {
-        "role": site.role.value,
-        "shape": list(site.shape),
-        "support": encoded(site.support) if site.latent else None,
-        "plates": [_encoded_plate(plate) for plate in site.plates],
-        "l1": None,  # only a search needs it
-    }
-
-
-def _decoded_site(value: Mapping[str, Any], device: torch.device) -> Site:
-    return Site(
-        name=text(value["name"]),
-        role=Role(value["role"]),
-        shape=_shape(value["shape"]),
-        support=decoded(value["support"], device),
-        plates=tuple(map(_decoded_plate, value["plates"])),
-        parents=tuple(map(text, value["parents"])),
-        batch_axes=count(value["batch_axes"]),
-        auxiliary=bool(value["auxiliary"]),
-        scored=bool(value["scored"]),
-        prior=bool(value["prior"]),
-        moving=bool(value["moving"]),
-        moved_by=tuple(map(text, value["moved_by"])),
-        kinked=bool(value["kinked"]),
-    )
-
-
-def _check_latent(site: Site, point: Tensor, stated: Any) -> None:
-    """Refuse a latent whose shape and supports do not fit together."""
-    if point.shape != site.shape or site.batch_axes > len(site.shape):
-        raise ValueError(f"site '{site.name}' has two shapes")
-    for support, bijection_to in ((site.support, bijection), (stated, biject_to)):
-        for part in contents(support):
-            if torch.is_tensor(part):
-                part.expand(site.shape)  # raises if it is not of that shape
-        transform = bijection_to(support)
-        center = transform(torch.zeros(transform.inverse_shape(site.shape)))
-        if center.shape != site.shape:
-            raise ValueError(f"site '{site.name}' has another shape than its support")
-
-
-def _encoded_plate(plate: Plate) -> dict[str, Any]:
-    held = {field.name: getattr(plate, field.name) for field in fields(plate)}
-    return held | {"joint": sorted(plate.joint)}
-
-
-def _decoded_plate(value: Mapping[str, Any]) -> Plate:
-    dim = value["dim"]
-    if dim is not None and not -_AXES <= dim < 0:
-        raise ValueError("a plate has no axis")
-    return Plate(
-        name=text(value["name"]),
-        size=count(value["size"]),
-        dim=dim,
-        full_size=count(value["full_size"]),
-        joint=frozenset(map(text, value["joint"])),
-    )
-
-
 def _decoded_parameter(value: Mapping[str, Any], device: torch.device) -> OwnParameter:
     if not isinstance(value["start"], Tensor):
         raise TypeError("a parameter has no value")
@@ -425,41 +351,6 @@ def _decoded_parameter(value: Mapping[str, Any], device: torch.device) -> OwnPar
         statement=bool(value["statement"]),
         path=text(value["path"]),
     )
-
-
-def tensors(value: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return a dict of tensors, all of one type if it is given."""
-    for name, tensor in value.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"'{name}' is not a tensor")
-        if dtype is not None and tensor.dtype != dtype:
-            raise TypeError(f"'{name}' is of type {tensor.dtype}, and not {dtype}")
-    return dict(value)
-
-
-def _on(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in values.items()}
-
-
-def text(value: Any) -> str:
-    """Return a text; refuse everything else."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return value
-
-
-def count(value: Any) -> int:
-    """Return a number of things; refuse everything else."""
-    if type(value) is not int or not 0 <= value <= _MOST:
-        raise ValueError(f"{value!r} is not a size")
-    return value
-
-
-def _shape(value: Any) -> torch.Size:
-    shape = torch.Size(map(count, value))
-    if len(shape) > _AXES or shape.numel() > _MOST or shape.numel() < 0:
-        raise ValueError("a shape is too large")
-    return shape
 
 
 def _device(value: Any) -> torch.device:

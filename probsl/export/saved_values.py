@@ -13,7 +13,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DTYPES", "NoFormError", "decoded", "encodable", "encoded"]
+__all__ = [
+    "DTYPES",
+    "MOST_AXES",
+    "NoFormError",
+    "count",
+    "decoded",
+    "encodable",
+    "encoded",
+    "on_device",
+    "shape_of",
+    "tensors",
+    "text",
+]
 
 # The types of tensors, by their names in the safetensors format.
 DTYPES = {
@@ -28,6 +40,8 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+# Sizes above are mistakes: torch counts elements by 64 bits, and has few axes.
+_MOST, MOST_AXES = 1 << 40, 64
 # From this many on, labels are in a tensor, which takes less than JSON to read.
 _MANY = 1000
 
@@ -131,6 +145,43 @@ def _are_many(value: Any, kind: type) -> bool:
 
 def _texts(letters: Tensor) -> tuple[str, ...]:
     return tuple(letters.numpy().tobytes().decode().split("\0"))
+
+
+def tensors(value: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return a dict of tensors, all of one type if it is given."""
+    for name, tensor in value.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"'{name}' is not a tensor")
+        if dtype is not None and tensor.dtype != dtype:
+            raise TypeError(f"'{name}' is of type {tensor.dtype}, and not {dtype}")
+    return dict(value)
+
+
+def on_device(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return tensors on a device."""
+    return {name: value.to(device) for name, value in values.items()}
+
+
+def text(value: Any) -> str:
+    """Return a text; refuse everything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def count(value: Any) -> int:
+    """Return a number of things; refuse everything else."""
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def shape_of(value: Any) -> torch.Size:
+    """Return a shape; refuse one that torch cannot have."""
+    shape = torch.Size(map(count, value))
+    if len(shape) > MOST_AXES or shape.numel() > _MOST or shape.numel() < 0:
+        raise ValueError("a shape is too large")
+    return shape
 
 
 def _put(value: Tensor, tensors: dict[str, Tensor], path: str) -> str:
