@@ -94,6 +94,16 @@ def test_a_template_is_code_that_passes_the_checks(page, tmp_path):
         assert ended.returncode == 0, ended.stdout
 
 
+def test_the_tasks_of_a_first_week_take_fewer_than_15_lines_each():
+    page = (DOCS / "how-to" / "first-week.md").read_text()
+    tasks = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    assert len(tasks) == 10
+    for task in tasks:
+        cells = re.findall(r"```\{code-cell\} ipython3\n(.*?)```", task, re.DOTALL)
+        lines = [line for cell in cells for line in cell.splitlines() if line]
+        assert 1 <= len(lines) < 15, task.splitlines()[0]
+
+
 def test_nothing_is_configured_to_come_from_the_network():
     strings = [
         node.value
