@@ -21,8 +21,8 @@ _PART = 1 << 16
 def fingerprints(problem: Problem) -> dict[str, str]:
     """Return argument -> the hash of its values and labels.
 
-    Left out are objects other than arrays, numbers and texts, and the rows of a
-    DataLoader, which may come in any order.
+    Left out are objects other than arrays, numbers and texts. The rows of a DataLoader
+    may come in any order, so only their number, form and type are in the hash.
 
     Parameters
     ----------
@@ -50,16 +50,27 @@ def fingerprints(problem: Problem) -> dict[str, str]:
     if not problem.data.complete and not streamed:
         # All rows, and not only those that are held.
         values |= getattr(problem.data, "arrays", {})
+    if streamed:
+        values |= {name: _form(problem, values[name]) for name in problem.rows}
     return {
         name: _hash(value, problem.arguments.labels.get(name, ()))
         for name, value in values.items()
-        if not (streamed and name in problem.rows)
-        and (
+        if (
             is_array(value)
             or value is None
             or isinstance(value, bool | int | float | str)
         )
     }
+
+
+def _form(problem: Problem, held: Any) -> str:
+    """Describe the rows of a loader, of which some are held."""
+    assert isinstance(problem.data, StreamedRows)
+    try:
+        length = len(problem.data.loader.sampler)  # type: ignore[arg-type]
+    except TypeError:  # an iterable data set does not say
+        length = problem.size
+    return f"{length} rows of {held.dtype} {tuple(held.shape[1:])}"
 
 
 def _hash(value: Any, labels: tuple[Any, ...]) -> str:

@@ -27,6 +27,8 @@ __all__ = ["damaged", "read", "write"]
 # Limits of the header, which is read before all else is checked: its bytes, and the
 # parts of its JSON, of which each takes up to 100 bytes of memory.
 _MAX_HEADER, _MAX_PARTS = 16 * 2**20, 300_000
+# A file of more bytes that takes so many times fewer on its disk holds no numbers.
+_LARGE, _HOLES = 1 << 28, 100
 _TEXT, _CHECKSUM = "probsl", "sha256"
 _CHECKSUM_ENTRY = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _UNKNOWN = "0" * 64
@@ -80,6 +82,9 @@ def read(path: str | os.PathLike[str]) -> Any:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             damaged(path, "it is not a regular file")
+        on_disk = 512 * getattr(status, "st_blocks", status.st_size)
+        if status.st_size > _LARGE and status.st_size > _HOLES * on_disk:
+            damaged(path, "nearly all of it is a hole")
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER, status.st_size - 8):
