@@ -19,6 +19,7 @@ from probsl.data.missing import complete_rows
 from probsl.draws.predictions import deterministic_names, evaluated
 from probsl.export.arrays import own_version
 from probsl.export.fingerprints import fingerprints
+from probsl.export.saved_checks import Checks, checks_of, decoded_checks
 from probsl.export.saved_format import damaged, read, write
 from probsl.export.saved_methods import decoded_method, encoded_method
 from probsl.export.saved_posteriors import (
@@ -131,6 +132,8 @@ def load(
         problem = parts.problem(program)
     method = parts.fit["method"]
     posterior, method = restored(parts.posterior, problem, method, guide)
+    if parts.checks is not None:
+        parts.checks.refuse_other(problem, posterior.own)
     return Fit(**parts.fit | {"method": method}, problem=problem, posterior=posterior)
 
 
@@ -142,6 +145,7 @@ class _Parts:
     bound: Bound
     problem: Callable[[Callable[..., Any]], SavedProblem] | str
     posterior: SavedPosterior
+    checks: Checks | None
 
 
 def _encoded(fit: Fit) -> dict[str, Any]:
@@ -185,6 +189,7 @@ def _encoded(fit: Fit) -> dict[str, Any]:
         "bound": bound(problem),
         "problem": unbound,
         "reported": list(_reported(fit)),
+        "checks": checks_of(problem, fit.posterior.own).encoded(),
     }
 
 
@@ -253,7 +258,8 @@ def _decoded(document: Any) -> _Parts:
             point,
         )
     posterior = decoded_posterior(document["posterior"], known.dtype)
-    return _Parts(_decoded_fit(document["fit"]), known, problem, posterior)
+    checks = decoded_checks(document.get("checks"))
+    return _Parts(_decoded_fit(document["fit"]), known, problem, posterior, checks)
 
 
 def _decoded_fit(value: Mapping[str, Any]) -> dict[str, Any]:

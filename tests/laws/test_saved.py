@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import random
 import struct
@@ -271,6 +272,10 @@ def test_rows_of_a_loader_are_read_again(path):
     loaded = probsl.load(path, program, loader)
     same(loaded.draw(2), before.draw(2))
     assert loaded.log_likelihood() == pytest.approx(before.log_likelihood())
+    shorter = torch.utils.data.TensorDataset(X[1:], Y[1:])
+    shorter = torch.utils.data.DataLoader(shorter, batch_size=4)
+    with pytest.raises(ValueError, match="argument 'x' differs from the data"):
+        probsl.load(path, program, shorter)
 
 
 def test_a_trained_module_is_saved(path):
@@ -510,6 +515,68 @@ def test_a_changed_program_is_refused_by_its_site(change, path):
             use()
 
 
+def _slope(spread=1.0, factor=1.0, net=None, by_chance=False):
+    net = net or nn.Identity()
+
+    def run(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), spread).to_event(1))
+        noise = torch.rand(()) if by_chance else 1.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(factor * net(x) @ w, noise + 1.0), obs=y)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("other", "site"), [(_slope(spread=2.0), "w"), (_slope(factor=2.0), "y")]
+)
+@pytest.mark.parametrize("data", [None, DATA], ids=["without", "with"])
+def test_another_density_is_refused_by_its_site(other, site, data, path):
+    probsl.fit(_slope(), DATA, probsl.MAP()).save(path)
+    probsl.load(path, _slope(), data)
+    with pytest.raises(ValueError, match=f"site '{site}' had another log density"):
+        probsl.load(path, other, data)
+
+
+def test_a_program_that_draws_by_itself_is_not_compared_by_its_draws(path):
+    probsl.fit(_slope(by_chance=True), DATA, probsl.MAP(max_steps=3)).save(path)
+    kept = probsl.load(path, _slope(by_chance=True))
+    assert kept.point().keys() == {"w"}
+    with pytest.raises(ValueError, match="site 'w' had another log density"):
+        probsl.load(path, _slope(by_chance=True, spread=2.0))
+
+
+def _layer(seed, frozen):
+    net = nn.Linear(2, 2, dtype=X.dtype).requires_grad_(not frozen)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2) * seed)
+        net.bias.fill_(0.0)
+    return net
+
+
+def test_what_a_fit_does_not_change_must_be_the_same(path):
+    probsl.fit(_slope(net=_layer(1, True)), DATA, probsl.MAP()).save(path)
+    with pytest.raises(ValueError, match=r"'net.weight', which no fit changes"):
+        probsl.load(path, _slope(net=_layer(2, True)))
+    method = probsl.MAP(max_steps=2)
+    before = probsl.fit(_slope(net=_layer(1, False)), DATA, method)
+    before.save(path)
+    loaded = probsl.load(path, _slope(net=_layer(2, False)))
+    same(loaded.predict({"x": X}, draws=2), before.predict({"x": X}, draws=2))
+
+
+def test_a_program_that_runs_on_its_data_only_is_loaded_without_them(path):
+    def picky(x, y=None):
+        assert torch.equal(x, X)
+        return _slope()(x, y)
+
+    before = probsl.fit(picky, DATA, probsl.SVI())
+    before.save(path)
+    loaded = probsl.load(path, picky)
+    same(loaded.draw(2), before.draw(2))
+    same(loaded.predict({"x": X}, draws=2), before.predict({"x": X}, draws=2))
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -597,6 +664,16 @@ def test_a_hostile_file_is_refused_in_little_memory(kind, path):
         tracemalloc.stop()
     assert peak < 2_000_000 + 4 * path.stat().st_size
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files without holes")
+def test_a_file_of_holes_is_not_read(path):
+    size = 1 << 38
+    start = _with_tensor(shape=[size // 4], data_offsets=[0, size])[:-4]
+    path.write_bytes(start)
+    os.truncate(path, len(start) + size)
+    with pytest.raises(ValueError, match="nearly all of it is a hole"):
+        probsl.load(path, program)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
