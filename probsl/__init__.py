@@ -4,7 +4,7 @@ from probsl.comparison import Comparison, compare
 from probsl.contract import Status
 from probsl.export.inference_data import to_arviz
 from probsl.export.saved import load
-from probsl.fitting import Fit, fit, log_score
+from probsl.fitting import Fit, fit
 from probsl.methods.optimizers import LBFGS, TrustRegionNewton
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
@@ -13,6 +13,7 @@ from probsl.plots.losses import plot_losses
 from probsl.plots.predictive import plot_predictive
 from probsl.plots.prior_posterior import plot_prior_posterior
 from probsl.plots.shrinkage import plot_shrinkage
+from probsl.scores.held_out import log_score
 
 __version__ = "0.1.0"
 

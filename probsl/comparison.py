@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from probsl.contract import KnowsTarget
 from probsl.data.array_kinds import several
 from probsl.draws.summary import COLUMNS
-from probsl.fitting import Fit, log_score
+from probsl.fitting import Fit
 from probsl.isolation.calls import undisturbed
 from probsl.options import did_you_mean
 from probsl.progress import phase
 from probsl.psis import K_LIMIT
+from probsl.scores.held_out import log_score
 from probsl.scores.leave_one_out import score_fitted_rows
 from probsl.tables import (
     ROWS,

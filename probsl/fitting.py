@@ -1,11 +1,11 @@
-"""Fits a program to data by a method, and scores held-out data."""
+"""Fits a program to data by a method."""
 
 from __future__ import annotations
 
 import html
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,6 @@ from probsl.contract import Basin, Method, Posterior, Run, Status
 from probsl.data.data_options import DataOptions
 from probsl.data.missing import CompleteRows, complete_rows
 from probsl.draws.expected import expected_table, expected_values, row_index
-from probsl.draws.log_scores import log_score_rows
 from probsl.draws.predictions import (
     deterministics,
     predictive,
@@ -25,7 +24,12 @@ from probsl.draws.predictions import (
 from probsl.draws.summary import check_probability, summarize
 from probsl.isolation.calls import undisturbed
 from probsl.noise.standardized import representative_count
-from probsl.options import whole_number
+from probsl.options import (
+    check_callbacks,
+    check_method,
+    first_compiled,
+    whole_number,
+)
 from probsl.program.batch_checks import check_batches
 from probsl.program.dry_run import check_program
 from probsl.program.places import Place
@@ -517,11 +521,11 @@ def fit(
     >>> probsl.fit(program, {"y": heads}, probsl.MAP()).point()
     {'p': tensor(0.5357)}
     """
-    _check_method(method)
-    _check_callbacks(callbacks)
+    check_method(method)
+    check_callbacks(callbacks)
     seed = whole_number("seed", seed, least=0)
     if compile != "auto":
-        compile = _first_compiled(compile)
+        compile = first_compiled(compile)
     started = time.perf_counter()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
@@ -624,91 +628,9 @@ def _own_batches(problem: Problem, batch_size: int | None) -> str:
     return f"batches of {batch_size} rows, as plate '{plate.name}' draws"
 
 
-@undisturbed
-def log_score(fit: Fit, data: Any, *, draws: int = 1000, seed: int = 0) -> Tensor:
-    """Return the log predictive density of each row of held-out data.
-
-    Parameters
-    ----------
-    fit
-        The fit to score.
-    data
-        Inputs and observed values, in any form that `probsl.fit` accepts.
-    draws
-        The number of posterior draws to average over; a point needs only one.
-    seed
-        Seed of the draws.
-
-    Returns
-    -------
-    Tensor
-        ``log mean_s p(row | draw s)``, shape ``[rows]``, without scales or weights.
-
-    Examples
-    --------
-    >>> import probsl, pyro, pyro.distributions as dist, torch
-    >>> def program(y=None):
-    ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    ...     with pyro.plate("data", len(y)):
-    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-    >>> fit = probsl.fit(program, {"y": torch.tensor([1.0, 3.0])}, probsl.MLE())
-    >>> probsl.log_score(fit, {"y": torch.tensor([2.0])})
-    tensor([-0.9189])
-    """
-    if not isinstance(fit, Fit):
-        raise TypeError(f"fit must be what probsl.fit returns, got {fit!r}")
-    draws = whole_number("draws", draws)
-    problem = fit.problem.with_data(data)
-    local = any(problem.is_local(s) for s in problem.latents)
-    count = 1 if fit.posterior.is_point and not local else draws
-    return log_score_rows(
-        problem,
-        fit.posterior.draw(count, seed),
-        fit.posterior.own,
-        count=count,
-        seed=seed,
-    )
-
-
-def _check_method(method: Any) -> None:
-    """Raise if this is not a method; the `run` of a Pyro SVI does not qualify."""
-    runs = callable(getattr(method, "run", None))
-    if isinstance(method, type):
-        made = f"make one of it: {method.__name__}()" if runs else "give one of those"
-        raise TypeError(
-            "method must be a value such as probsl.MLE(), probsl.MAP() or "
-            f"probsl.SVI(guide), got the class {method.__name__}; {made}"
-        )
-    if not runs or type(method).__module__.startswith("pyro."):
-        raise TypeError(
-            "method must be a value such as probsl.MLE(), probsl.MAP() or "
-            f"probsl.SVI(guide), got {method!r}"
-        )
-
-
 def _first_place(method: Any) -> Place:
     """Return the values of the latents in the program's first run, from `start`."""
     start = getattr(method, "start", None)
     if isinstance(start, Fit):
         start = start.point()
     return Place(given=dict(start) if isinstance(start, Mapping) else {})
-
-
-def _first_compiled(compile: Any) -> int:
-    """Return the first step to compile; 0 means never."""
-    try:
-        return whole_number("compile", compile, least=0)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "compile must be 'auto', True, False or the step to compile from, got "
-            f"{compile!r}"
-        ) from None
-
-
-def _check_callbacks(callbacks: Any) -> None:
-    listed = not callable(callbacks) and isinstance(callbacks, Iterable)
-    if not listed or not all(map(callable, callbacks)):
-        raise TypeError(
-            "callbacks must be functions in a list or tuple, such as "
-            f"callbacks=[report], got {callbacks!r}"
-        )

@@ -92,3 +92,52 @@ def shown(value: Any) -> str:
     """Return the repr of a value if it is short, otherwise the name of its type."""
     text = repr(value)
     return text if len(text) < 60 else f"a value of type {type(value).__name__}"
+
+
+def check_method(method: Any) -> None:
+    """Raise if this is not a method; the `run` of a Pyro SVI does not qualify."""
+    runs = callable(getattr(method, "run", None))
+    if isinstance(method, type):
+        made = f"make one of it: {method.__name__}()" if runs else "give one of those"
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got the class {method.__name__}; {made}"
+        )
+    if not runs or type(method).__module__.startswith("pyro."):
+        raise TypeError(
+            "method must be a value such as probsl.MLE(), probsl.MAP() or "
+            f"probsl.SVI(guide), got {method!r}"
+        )
+
+
+def first_compiled(compile: Any) -> int:
+    """Return the first step to compile; 0 means never.
+
+    Raises
+    ------
+    ValueError
+        If it is not a step, True or False.
+    """
+    try:
+        return whole_number("compile", compile, least=0)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "compile must be 'auto', True, False or the step to compile from, got "
+            f"{compile!r}"
+        ) from None
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse callbacks that are not functions in a list.
+
+    Raises
+    ------
+    TypeError
+        If they are anything else.
+    """
+    listed = not callable(callbacks) and isinstance(callbacks, Iterable)
+    if not listed or not all(map(callable, callbacks)):
+        raise TypeError(
+            "callbacks must be functions in a list or tuple, such as "
+            f"callbacks=[report], got {callbacks!r}"
+        )

@@ -11,9 +11,9 @@ import torch
 
 from probsl.contract import KnowsDensity
 from probsl.draws.mapped import map_draws
-from probsl.fitting import log_score
 from probsl.noise.streams import stream_seed
 from probsl.psis import LeaveOneOut, leave_one_out
+from probsl.scores.held_out import log_score
 
 if TYPE_CHECKING:
     from torch import Tensor
