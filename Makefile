@@ -44,7 +44,7 @@ test-arviz1:
 docs: $(VENV)/.installed-docs
 	@echo "Building the pages, and running everything on them; that takes minutes."
 	rm -rf docs/_build docs/api/generated docs/gallery
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
 	@echo "The pages are in docs/_build/html; begin with $(CURDIR)/docs/_build/html/index.html"
 
 # The rivals have an environment of their own.

@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import os
+import re
+import sys
 from pathlib import Path
 
 from probsl.plots import STYLE
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the extensions beside this file
 
 project = "probsl"
 author = "The probsl developers"
@@ -15,6 +18,7 @@ release = version = importlib.metadata.version("probsl")
 
 extensions = [
     "myst_nb",
+    "notebook_downloads",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -60,7 +64,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 FIGURES = {**STYLE, "axes.titlelocation": "left", "svg.hashsalt": "probsl"}
 MATPLOTLIBRC = HERE / "_build" / "matplotlibrc"
 PROFILE = HERE / "_build" / "ipython" / "profile_default"
-PROFILE.mkdir(parents=True, exist_ok=True)
+(PROFILE / "startup").mkdir(parents=True, exist_ok=True)
 MATPLOTLIBRC.write_text(
     "".join(f"{name}: {value}\n".replace("'", '"') for name, value in FIGURES.items())
 )
@@ -68,6 +72,10 @@ MATPLOTLIBRC.write_text(
     'c.InlineBackend.figure_formats = {"svg"}\n'
     "c.IPKernelApp.log_level = 40\n"  # not that it listens on a local port
     'c.InteractiveShell.xmode = "Minimal"\n'  # a refusal's sentence, not its traceback
+)
+# A table of a page has all of its columns.
+(PROFILE / "startup" / "tables.py").write_text(
+    'import pandas\npandas.set_option("display.max_columns", 40)\ndel pandas\n'
 )
 os.environ["MATPLOTLIBRC"] = str(MATPLOTLIBRC)
 os.environ["IPYTHONDIR"] = str(PROFILE.parent)
@@ -80,6 +88,19 @@ def reset_figures(gallery_conf, file_name):  # noqa: ARG001
     mpl.use("agg")
     mpl.rcdefaults()
     mpl.rc_file(MATPLOTLIBRC)
+
+
+def scrape(block, block_vars, gallery_conf):
+    """Save the figures of an example, described by the titles and labels of axes."""
+    import matplotlib.pyplot as plt
+    from sphinx_gallery.scrapers import matplotlib_scraper
+
+    axes = [ax for number in plt.get_fignums() for ax in plt.figure(number).axes]
+    described = [ax.get_label() for ax in axes if len(ax.get_label()) > 20]
+    own = [ax.get_title(loc) for ax in axes for loc in ("left", "center")]
+    text = "; ".join(dict.fromkeys(filter(None, [*own, *described])))
+    rst = matplotlib_scraper(block, block_vars, gallery_conf)
+    return re.sub(r":alt: .*", lambda _: f":alt: {text}", rst) if text else rst
 
 
 # In the order of reading; others follow.
@@ -112,7 +133,9 @@ sphinx_gallery_conf = {
     "run_stale_examples": nb_execution_mode == "force",
     "plot_gallery": nb_execution_mode != "off",
     "reset_modules": (reset_figures, "seaborn"),
+    "image_scrapers": (scrape,),
     "image_srcset": ["2x"],
+    "thumbnail_size": (720, 504),
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
@@ -153,4 +176,4 @@ html_theme_options = {
     "footer_end": [],
     "show_toc_level": 2,
 }
-html_context = {"default_mode": "light"}
+html_context = {"default_mode": "auto"}  # that of the system

@@ -50,7 +50,7 @@ methods = {"MLE": probsl.MLE(), "MAP": probsl.MAP(), "SVI": probsl.SVI(AutoNorma
 network = Network()
 fits = {name: probsl.fit(network, train, method) for name, method in methods.items()}
 comparison = probsl.compare(fits, data=test)
-print(comparison.scores.round(2))
+print(comparison.scores.round(2).to_string())
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True, sharey=True)
 for ax, (name, fit) in zip(axes, fits.items(), strict=True):
     guess = fit.predict(test)["y"].mean(0).numpy()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -72,6 +73,61 @@ def test_every_tutorial_is_executed():
         text = page.read_text()
         assert text.startswith("---\nfile_format: mystnb\n"), page
         assert "```{code-cell}" in text, page
+
+
+def test_the_first_page_has_the_program_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    program = re.search(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    assert program is not None
+    assert program[1] in (DOCS / "index.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_every_figure_that_a_page_computes_has_an_alternative_text(page):
+    cells = re.findall(
+        r"^```\{code-cell\} ipython3\n(.*?)^```", page.read_text(), re.M | re.S
+    )
+    figures = re.compile(r"plt\.subplots\(|^[^>]*\b(?:probsl|az)\.plot_\w+\(", re.M)
+    for cell in cells:
+        if figures.search(cell) and "remove-cell" not in cell:
+            assert re.search(r'alt: "[^"]{30,}"', cell), cell
+
+
+def notebook_downloads():
+    """Return the extension that makes the notebooks."""
+    path = DOCS / "notebook_downloads.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_notebook_needs_nothing_of_the_site():
+    glued = {
+        "data": {"application/papermill.record/text/plain": "'12%'"},
+        "metadata": {"scrapbook": {"name": "share"}},
+    }
+    hidden = {"tags": ["remove-cell"]}
+    text = [
+        "{glue:text}`share`, see [](b.md#part) and\n",
+        "[that](b.md), not [x](https://x.org)",
+    ]
+    executed = {
+        "cells": [
+            {"cell_type": "markdown", "metadata": {}, "source": text},
+            {
+                "cell_type": "code",
+                "metadata": hidden,
+                "source": "glue()",
+                "outputs": [glued],
+            },
+            {"cell_type": "code", "metadata": {}, "source": "1 + 1", "outputs": [{}]},
+        ]
+    }
+    made = notebook_downloads().as_download(executed, {"b.md": "Page B"}.get)
+    words, code = made["cells"]
+    assert words["source"] == '12%, see "Page B" and\nthat, not [x](https://x.org)'
+    assert (code["source"], code["outputs"]) == ("1 + 1", [])
 
 
 @pytest.mark.parametrize("page", RECIPES)
@@ -168,3 +224,40 @@ def test_every_public_name_has_a_built_page(built):
     lines = zlib.decompress(raw).decode().splitlines()
     documented = {name for name, role, *_ in map(str.split, lines) if "py:" in role}
     assert {f"probsl.{name}" for name in probsl.__all__} - documented == set()
+
+
+def test_every_tutorial_is_a_notebook_of_which_each_cell_compiles(built):
+    tutorials = [p for p in (DOCS / "tutorials").glob("*.md") if p.stem != "index"]
+    for page in (*tutorials, DOCS / "start.md"):
+        name = of(page)
+        link = f'href="{"../" * name.count("/")}notebooks/{name}.ipynb" download'
+        assert link in (built / f"{name}.html").read_text()
+        notebook = json.loads((built / "notebooks" / f"{name}.ipynb").read_text())
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                compile(cell["source"], name, "exec")
+            else:
+                assert "{glue" not in cell["source"]
+
+
+def test_every_picture_has_an_alternative_text(built):
+    without = [
+        (path.relative_to(built).as_posix(), tag)
+        for path in sorted(built.rglob("*.html"))
+        for tag in re.findall(r"<img\b[^>]*>", path.read_text())
+        if not re.search(r"""alt=["'][^"']""", tag)
+    ]
+    assert without == []
+
+
+def test_no_table_is_cut(built):
+    cut = [
+        path.relative_to(built).as_posix()
+        for path in sorted(built.rglob("*.html"))
+        if re.search(r"<t[dh]>\.\.\.</t|\[\d+ rows x \d+ columns\]", path.read_text())
+    ]
+    assert cut == []
+
+
+def test_the_colors_follow_the_system(built):
+    assert 'data-default-mode="auto"' in (built / "index.html").read_text()
