@@ -24,19 +24,18 @@ def source(cell):
     )
 
 
-def computed(notebook):
-    """Return the values that an executed notebook computed for its text, by name."""
+def computed(outputs):
+    """Return the values that outputs hold for the text of a page, by name."""
     values = {}
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            if name is not None:
-                (text,) = (v for k, v in output["data"].items() if "text/plain" in k)
-                values[name] = "".join(text).strip("'\"")
+    for output in outputs:
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+        if name is not None:
+            (text,) = (v for k, v in output["data"].items() if "text/plain" in k)
+            values[name] = "".join(text).strip("'\"")
     return values
 
 
-def as_download(notebook, title_of):
+def as_download(notebook, title_of, apart=()):
     """Return a notebook to download.
 
     Parameters
@@ -45,8 +44,12 @@ def as_download(notebook, title_of):
         An executed notebook, as its JSON.
     title_of
         From the target of a link to the title of that page.
+    apart
+        Outputs with values for the text that are not in the notebook.
     """
-    values = computed(notebook)
+    values = computed(apart)
+    for cell in notebook["cells"]:
+        values |= computed(cell.get("outputs", []))
 
     def in_words(text):
         text = VALUE.sub(lambda found: values[found[1]], text)
@@ -92,7 +95,10 @@ def write_notebooks(app, exception):
         executed = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
         path = Path(app.outdir) / FOLDER / f"{page}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = as_download(json.loads(executed.read_text()), title_of)
+        # MyST-NB may take the values for the text out of the notebook.
+        glue = executed.with_suffix(".glue.json")
+        apart = json.loads(glue.read_text()).values() if glue.exists() else ()
+        made = as_download(json.loads(executed.read_text()), title_of, apart)
         path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
 
 

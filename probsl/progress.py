@@ -123,6 +123,8 @@ def _show(bars: Any, phase: Phase, done: threading.Event, silent: float) -> None
         leave=bool(phase.unit),
         file=sys.stderr,
     )
+    if bar.disable:  # by TQDM_DISABLE=1
+        return
     bar.start_t -= time.monotonic() - phase.started
     while True:
         finished = done.is_set()

@@ -127,6 +127,9 @@ def test_a_notebook_needs_nothing_of_the_site():
     made = notebook_downloads().as_download(executed, {"b.md": "Page B"}.get)
     words, code = made["cells"]
     assert words["source"] == '12%, see "Page B" and\nthat, not [x](https://x.org)'
+    del executed["cells"][1]["outputs"]
+    apart = notebook_downloads().as_download(executed, {"b.md": "Page B"}.get, [glued])
+    assert apart["cells"][0] == words
     assert (code["source"], code["outputs"]) == ("1 + 1", [])
 
 

@@ -2,13 +2,16 @@
 
 import io
 import sys
+import threading
 import time
 import types
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from tqdm import tqdm
 
 import probsl
 from probsl import progress
@@ -129,6 +132,16 @@ def test_every_phase_of_a_fit_and_its_results_says_what_it_is(
     )
     CALLS[words](fit)
     assert words in said
+
+
+def test_bars_that_are_switched_off_are_not_shown(terminal, monkeypatch):
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    monkeypatch.setattr(progress, "_bars", lambda: partial(tqdm, disable=True))
+    with progress_shown(True), phase("minimizing", "steps") as search:
+        search.report(1)
+    assert terminal.getvalue() == ""
+    assert failed == []
 
 
 def interrupted(terminal):
