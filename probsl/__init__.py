@@ -14,6 +14,9 @@ from probsl.plots.predictive import plot_predictive
 from probsl.plots.prior_posterior import plot_prior_posterior
 from probsl.plots.shrinkage import plot_shrinkage
 from probsl.scores.held_out import log_score
+from probsl.scores.information import information_criteria
+from probsl.uncertainty.delta import delta
+from probsl.uncertainty.standard_errors import covariance, standard_errors
 
 __version__ = "0.1.0"
 
@@ -27,7 +30,10 @@ __all__ = [
     "Status",
     "TrustRegionNewton",
     "compare",
+    "covariance",
+    "delta",
     "fit",
+    "information_criteria",
     "load",
     "log_score",
     "plot_forest",
@@ -35,5 +41,6 @@ __all__ = [
     "plot_predictive",
     "plot_prior_posterior",
     "plot_shrinkage",
+    "standard_errors",
     "to_arviz",
 ]

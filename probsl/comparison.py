@@ -56,9 +56,9 @@ class Comparison:
         Name of the fit that differences are measured from.
     estimates
         One row per parameter, lined up by its label, and for each fit the columns
-        ``estimate, sd, lower, upper`` (a two-level column index). A point has only an
-        estimate. If a fit has
-        more than 1,000 elements there is one row per site, as in `Fit.summary`.
+        ``estimate, sd, lower, upper`` (a two-level column index). Those of a point are
+        its standard error and its Wald interval. If a fit has more than 1,000 elements
+        there is one row per site, as in `Fit.summary`.
     shrinkage
         One row per parameter, and for each other fit the columns ``moved`` (its
         estimate minus the reference's) and ``moved / sd`` (in standard deviations of
@@ -286,7 +286,7 @@ def compare(
         )
     by_site = _by_site(fits)
     by: Literal["site", "element"] = "site" if by_site else "element"
-    tables = {name: fit.summary(by=by) for name, fit in fits.items()}
+    tables = {n: fit.summary(by=by)[[*COLUMNS]] for n, fit in fits.items()}
     # Keep the order of the fits; pandas would sort the labels alphabetically.
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)

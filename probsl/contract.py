@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from probsl.curvature.point_covariance import CovarianceKind, PointCovariance
+    from probsl.curvature.point_errors import PointErrors
     from probsl.program.problem import Problem
     from probsl.program.target_density import TargetDensity
 
 __all__ = [
     "Basin",
     "KnowsDensity",
+    "KnowsErrors",
     "KnowsTarget",
     "Method",
     "Outcome",
@@ -109,6 +112,33 @@ class KnowsDensity(KnowsTarget, Protocol):
 
     def log_density(self, count: int, seed: int) -> Tensor:
         """Return the log densities, ``[count]``, of the draws that `draw` returns."""
+        ...
+
+
+@runtime_checkable
+class KnowsErrors(KnowsTarget, Protocol):
+    """A point that knows its covariance and the standard errors of its sites."""
+
+    def covariance(
+        self, kind: CovarianceKind = "observed", *, clusters: Tensor | None = None
+    ) -> PointCovariance:
+        """Return the covariance of the point, or refuse it with the reason."""
+        ...
+
+    def errors(self, kind: CovarianceKind | None = None) -> PointErrors:
+        """Return the standard errors of all sites, or why there are none."""
+        ...
+
+    def spread(self, count: int, seed: int) -> dict[str, Tensor] | None:
+        """Return Normal draws of the estimate itself; None if it has no covariance.
+
+        Latent -> constrained values, own parameter -> unconstrained ones, draws on the
+        first axis.
+        """
+        ...
+
+    def estimated(self) -> int | None:
+        """Return how many parameters were estimated; None if no maximum was found."""
         ...
 
 

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from probsl.contract import Basin, Method, Posterior, Run, Status
+from probsl.contract import Basin, KnowsErrors, Method, Posterior, Run, Status
 from probsl.data.data_options import DataOptions
-from probsl.data.missing import CompleteRows, complete_rows
-from probsl.draws.expected import expected_table, expected_values, row_index
+from probsl.draws.criteria import criteria
+from probsl.draws.expected import (
+    Expected,
+    expected_table,
+    expected_values,
+    row_index,
+)
 from probsl.draws.predictions import (
     deterministics,
     predictive,
@@ -31,7 +36,7 @@ from probsl.options import (
     whole_number,
 )
 from probsl.program.batch_checks import check_batches
-from probsl.program.dry_run import check_program
+from probsl.program.binding import bound_problem, complete_data
 from probsl.program.places import Place
 from probsl.program.problem import Problem
 from probsl.program.saved_problem import SavedProblem
@@ -43,6 +48,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
+
+    from probsl.curvature.point_covariance import CovarianceKind
+    from probsl.curvature.point_errors import PointErrors
 
 # Above this number of elements a summary has one row per site.
 _SUMMARY_ELEMENTS = 1000
@@ -95,9 +103,10 @@ class Fit:
     >>> print(fit)  # doctest: +ELLIPSIS
     MAP ended CONVERGED: the optimum was found
     10 rows, 1 parameter, log likelihood -6.814, ... steps in ... s
+    standard errors: observed information of the penalized density
     <BLANKLINE>
-      estimate
-    p   0.5357
+      estimate       sd   lower   upper
+    p   0.5357  0.09425  0.3510  0.7204
     """
 
     problem: Problem
@@ -149,7 +158,7 @@ class Fit:
         if isinstance(self.problem, SavedProblem):
             return dict(self.problem.known_point)
         values = self.posterior.point()
-        completed = self._complete({n: v[None] for n, v in values.items()})
+        completed = self.completed({n: v[None] for n, v in values.items()})
         return {name: value[0] for name, value in completed.items()}
 
     @undisturbed
@@ -170,11 +179,15 @@ class Fit:
         """
         n = whole_number("n", n)
         refuse_unreported(self.problem)
-        return self._complete(self.posterior.draw(n, seed), n)
+        return self.completed(self.posterior.draw(n, seed), n)
 
     @undisturbed
     def summary(
-        self, prob: float = 0.95, *, by: Literal["element", "site"] | None = None
+        self,
+        prob: float = 0.95,
+        *,
+        by: Literal["element", "site"] | None = None,
+        kind: CovarianceKind | None = None,
     ) -> pd.DataFrame:
         """Summarize every parameter.
 
@@ -185,13 +198,39 @@ class Fit:
         by
             ``"element"``, or ``"site"`` for the mean of each column over a site's
             elements; None chooses sites above 1,000 elements.
+        kind
+            How the standard errors of a point are computed, see `probsl.covariance`.
+            None is ``"observed"``, unless that would take long.
 
         Returns
         -------
         DataFrame
             Index ``w[age]``, or ``w[0]`` if the axis has no labels; columns
-            ``estimate, sd, lower, upper``, of which the last three are missing for a
-            point, and for the program's own parameters, which are marked ``(own)``.
+            ``estimate, sd, lower, upper``. The program's own parameters are marked
+            ``(own)``; a distribution has no spread for them. For a point, sd is the
+            standard error, and lower and upper are the ends of the Wald interval
+            ``estimate -/+ z sd``, cut off at the ends of the support; there are two
+            more columns, ``z``, the estimate over its standard error, and ``p``, the
+            probability of one as far from zero under the Normal distribution if the
+            parameter is zero. Where a point has no standard errors these are missing,
+            and ``print(fit)`` says why.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is given, and the fit has no standard errors of it.
+
+        Examples
+        --------
+        >>> import probsl, pyro, pyro.distributions as dist, torch
+        >>> def program(y=None):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", 4):
+        ...         pyro.sample("y", dist.Normal(mu, 2.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> probsl.fit(program, {"y": y}, probsl.MLE()).summary().round(2)
+            estimate   sd  lower  upper    z     p
+        mu       2.5  1.0   0.54   4.46  2.5  0.01
         """
         if by not in (None, "element", "site"):
             raise ValueError(f"by must be 'element' or 'site', got {by!r}")
@@ -199,15 +238,28 @@ class Fit:
         if by is None:
             many = sum(v.numel() for v in point.values()) > _SUMMARY_ELEMENTS
             by = "site" if many else "element"
-        draws: dict[str, Tensor] = {}
-        if not self.posterior.is_point:
-            own = {p.name for p in self.problem.own_parameters}
-            count = representative_count(sum(v.numel() for v in point.values()))
-            spread = self.posterior.representative_draws(count)
-            completed = self._complete(spread, count)
-            draws = {n: v for n, v in completed.items() if n not in own}
         labels = self.problem.element_labels
-        return summarize(point, draws, prob, by_site=by == "site", labels=labels)
+        spread = self._spread(sum(v.numel() for v in point.values()), kind)
+        return summarize(point, spread, prob, by_site=by == "site", labels=labels)
+
+    def _spread(
+        self, elements: int, kind: CovarianceKind | None = None
+    ) -> dict[str, Tensor] | PointErrors:
+        """Return representative draws, or the standard errors of a point."""
+        posterior = self.posterior
+        if isinstance(posterior, KnowsErrors):
+            return posterior.errors(kind)
+        if kind is not None:
+            raise ValueError(
+                f"kind={kind!r} is of the standard errors of points, and this fit has "
+                "a spread of its own; leave it out"
+            )
+        if posterior.is_point:
+            return {}
+        own = {p.name for p in self.problem.own_parameters}
+        count = representative_count(elements)
+        completed = self.completed(posterior.representative_draws(count), count)
+        return {n: v for n, v in completed.items() if n not in own}
 
     @undisturbed
     def log_likelihood(self) -> float:
@@ -286,7 +338,8 @@ class Fit:
             One row per row of the data, with the index of the DataFrame or Series
             among them. Columns: ``mean``, the mean of the outcome (the probability of
             a 1, the rate of a count); ``lower, upper``, the interval of that mean over
-            the posterior, missing for a point; and ``predictive_lower,
+            the posterior, or over the Normal distribution of the estimate of a point,
+            missing if it has no standard errors; and ``predictive_lower,
             predictive_upper``, the interval of a new outcome. With several outcomes
             they are below the name of each. Of a category there are the columns
             ``mean, lower, upper`` of the probability of each class, below its label.
@@ -311,20 +364,28 @@ class Fit:
         """
         check_probability(prob)
         draws = whole_number("draws", draws)
-        columns = expected_values(
+        columns = self.expected_columns(data, sites, draws=draws, seed=seed)
+        return expected_table(columns, prob, row_index(self.problem, data))
+
+    @undisturbed
+    def expected_columns(
+        self, data: Any, sites: Sequence[str] | None = None, *, draws: int, seed: int
+    ) -> list[Expected]:
+        """Return what `expected` tabulates, column by column; its parameters."""
+        posterior = self.posterior
+        values = posterior.draw(draws, seed)
+        spread = None if posterior.is_point else values
+        if isinstance(posterior, KnowsErrors):
+            spread = posterior.spread(draws, seed)
+        return expected_values(
             self.problem,
-            self.posterior.draw(draws, seed),
-            self.posterior.own,
+            values,
+            posterior.own,
             data,
             sites=sites,
             count=draws,
             seed=seed,
-        )
-        return expected_table(
-            columns,
-            prob,
-            is_point=self.posterior.is_point,
-            index=row_index(self.problem, data),
+            spread=spread,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -364,8 +425,8 @@ class Fit:
 
         save(self, path)
 
-    def _complete(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
-        """Add the program's own parameters and deterministics to draws."""
+    def completed(self, draws: dict[str, Tensor], count: int = 1) -> dict[str, Tensor]:
+        """Return draws of the latents with own parameters and deterministics added."""
         own = self.posterior.own
         with self.problem.isolated(), torch.no_grad():
             shown = {
@@ -404,12 +465,18 @@ class Fit:
         """Return the method with the status in words, the sizes, and the note."""
         sizes = {"row": self.problem.size, "parameter": self._parameters}
         facts = [f"{n:,} {what}{'s' * (n != 1)}" for what, n in sizes.items()]
+        posterior, sentence = self.posterior, ""
         if self.problem.data.complete:  # otherwise all rows would be read again
-            facts.append(f"log likelihood {number(self.log_likelihood())}")
+            fitted = self.log_likelihood()
+            facts.append(f"log likelihood {number(fitted)}")
+            facts += _criteria(self, fitted)
         facts.append(f"{self.steps:,} steps in {self.seconds:.2f} s")
+        if isinstance(posterior, KnowsErrors):
+            sentence = posterior.errors().sentence
         lines = [
             f"{type(self.method).__name__} ended {self.message}",
             ", ".join(facts),
+            sentence,
             self.note,
         ]
         return [line for line in lines if line]
@@ -529,11 +596,11 @@ def fit(
     started = time.perf_counter()
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
-    complete = _complete_rows(missing, program, data, rows, weights)
+    complete = complete_data(missing, program, data, rows, weights)
     data, weights = complete.data, complete.weights
     options = DataOptions(rows, weights, batch_size, total, dtype, device)
     with progress_shown(progress), phase("running the program once"):
-        problem = _bound(program, data, options, _first_place(method))
+        problem = bound_problem(program, data, options, _first_place(method))
         if dims or coords or not isinstance(program, Problem):
             problem = problem.named(dims, coords)
     batch_size = batch_size or problem.data.batch_size or problem.own_batch_size
@@ -565,52 +632,16 @@ def fit(
     )
 
 
-def _complete_rows(
-    missing: str,
-    program: Callable[..., Any] | Problem,
-    data: Any,
-    rows: Sequence[str] | None,
-    weights: Any,
-) -> CompleteRows:
-    """Drop rows with missing values if that is asked for."""
-    if missing not in ("refuse", "drop"):
-        raise ValueError(f"missing must be 'refuse' or 'drop', got {missing!r}")
-    if missing == "refuse":
-        return CompleteRows(data, weights, "")
-    if isinstance(program, Problem):
-        raise ValueError(
-            "missing='drop' needs data, but a problem has its data already"
-        )
-    check_program(program)
-    return complete_rows(program, data, rows, weights)
-
-
-def _bound(
-    program: Callable[..., Any] | Problem, data: Any, options: DataOptions, place: Place
-) -> Problem:
-    """Bind a program to data, unless it is a problem, which is bound already."""
-    if not isinstance(program, Problem):
-        return Problem.build(program, data, options, place=place)
-    asked = {"data": data} | {
-        name: getattr(options, name) for name in ("rows", "dtype", "device", "total")
-    }
-    given = [name for name, value in asked.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{given[0]} must be None, because a problem has its data already; give "
-            "the program to bind it to other data"
-        )
-    all_rows, batch_size = program.data, options.batch_size or 0
-    if not all_rows.complete and batch_size > max(
-        all_rows.held, all_rows.batch_size or 0
-    ):
-        raise ValueError(
-            f"batch_size is {batch_size}, but the problem holds only {all_rows.held} "
-            f"of its {all_rows.size} rows; give a smaller one, or the program and its "
-            "data again"
-        )
-    weights = options.weights
-    return program if weights is None else program.reweighted(weights)
+def _criteria(fit: Fit, log_likelihood: float) -> list[str]:
+    """Return AIC and BIC of a maximum-likelihood fit, for people to read."""
+    posterior = fit.posterior
+    if not isinstance(posterior, KnowsErrors) or posterior.target.has_priors:
+        return []
+    estimated = posterior.estimated()
+    if estimated is None:
+        return []
+    found = criteria(log_likelihood, estimated, fit.problem.count)
+    return [f"{name} {number(found[name])}" for name in ("AIC", "BIC")]
 
 
 def _renamed(problem: Problem, sites: Sequence[str]) -> tuple[str, ...]:

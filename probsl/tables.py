@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pandas as pd
 
@@ -57,9 +57,25 @@ def number(value: float) -> str:
 
 def parameters(table: pd.DataFrame) -> pd.DataFrame:
     """Return the summary of a fit as text, without empty columns."""
-    rounded = without_rounding_errors(table, table["sd"], table)
+    tests = [column for column in _WRITTEN if column in table]
+    numbers = table.drop(columns=tests)
+    rounded = without_rounding_errors(numbers, table["sd"], numbers).join(table[tests])
     rounded = rounded.dropna(axis=1, how="all")
-    return rounded.map(lambda v: "" if math.isnan(v) else number(v))
+    columns = {
+        name: [
+            "" if math.isnan(v) else _WRITTEN.get(str(name), number)(v) for v in values
+        ]
+        for name, values in rounded.items()
+    }
+    return type(table)(columns, index=table.index, dtype=object)
+
+
+def _probability(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# Columns with a format of their own.
+_WRITTEN: dict[str, Callable[[float], str]] = {"z": "{:.2f}".format, "p": _probability}
 
 
 def without_rounding_errors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +49,20 @@ class Expected:
         Shape ``[draws, rows]``.
     new
         New values, ``[draws, rows]``; None for the probability of a class.
+    spread
+        The means over which intervals are taken, ``[draws, rows]``; None if there are
+        none, as for a point without a covariance.
     """
 
     site: str
     entry: str | None
     means: Array
     new: Array | None
+    spread: Array | None = None
+
+    def interval(self, prob: float) -> tuple[Array, Array] | None:
+        """Return the limits of the central interval of the mean, ``[rows]`` each."""
+        return None if self.spread is None else interval(self.spread, prob)
 
     @property
     def label(self) -> str:
@@ -71,6 +79,7 @@ def expected_values(
     sites: Sequence[str] | None,
     count: int,
     seed: int,
+    spread: Draws | None = None,
 ) -> list[Expected]:
     """Compute the means of the observed sites at each posterior draw.
 
@@ -83,12 +92,38 @@ def expected_values(
         See `probsl.draws.predictions.predictive`.
     sites
         The observed sites to include; None includes all.
+    spread
+        The draws over which intervals of the means are taken, if they are not `draws`:
+        those of the estimate of a point. Without any, a point has no intervals.
 
     Raises
     ------
     ValueError
         If a site is unknown, or has neither a mean nor a sampler.
     """
+    columns = _evaluated(problem, draws, own, data, sites=sites, count=count, seed=seed)
+    if spread is draws:
+        return [replace(column, spread=column.means) for column in columns]
+    if spread is None:
+        return columns
+    others = _evaluated(problem, spread, own, data, sites=sites, count=count, seed=seed)
+    return [
+        replace(column, spread=other.means)
+        for column, other in zip(columns, others, strict=True)
+    ]
+
+
+def _evaluated(
+    problem: Problem,
+    draws: Draws,
+    own: Draws,
+    data: Any,
+    *,
+    sites: Sequence[str] | None,
+    count: int,
+    seed: int,
+) -> list[Expected]:
+    """Compute the means of the observed sites at each draw, and new values."""
     observed = _chosen(problem.sites_with_role(Role.OBSERVED), sites)
     local = any(problem.is_local(site) for site in problem.latents)
     runs = _RUNS if local or problem.sites_with_role(Role.ENUMERATED) else 1
@@ -113,7 +148,7 @@ def expected_values(
 
 
 def expected_table(
-    columns: list[Expected], prob: float, *, is_point: bool, index: Any = None
+    columns: list[Expected], prob: float, index: Any = None
 ) -> pd.DataFrame:
     """Return one row per row with means and intervals.
 
@@ -123,8 +158,6 @@ def expected_table(
         The expected values.
     prob
         Probability of the intervals.
-    is_point
-        Whether the posterior is a point, so that means have no interval.
     index
         Labels of the rows; None numbers them.
 
@@ -145,10 +178,7 @@ def expected_table(
     if index is not None and len(index) not in lengths.values():
         index = None
     classes = len(lengths) == 1 and all(c.new is None for c in columns)
-    tables = {
-        str(c.entry) if classes else c.label: _table(c, prob, is_point=is_point)
-        for c in columns
-    }
+    tables = {str(c.entry) if classes else c.label: _table(c, prob) for c in columns}
     first, *others = tables.values()
     table = pd.concat(tables, axis=1) if others else first
     return table if index is None else table.set_axis(index, axis=0)
@@ -182,11 +212,11 @@ def _chosen(observed: tuple[str, ...], sites: Sequence[str] | None) -> tuple[str
     return names
 
 
-def _table(column: Expected, prob: float, *, is_point: bool) -> pd.DataFrame:
+def _table(column: Expected, prob: float) -> pd.DataFrame:
     import pandas as pd
 
     missing = np.full(column.means.shape[1], np.nan)
-    lower, upper = (missing, missing) if is_point else interval(column.means, prob)
+    lower, upper = column.interval(prob) or (missing, missing)
     values = [column.means.mean(0), lower, upper]
     if column.new is not None:
         values += interval(column.new, prob)

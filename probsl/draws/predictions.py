@@ -36,7 +36,7 @@ def predictive(
         Latent site -> constrained values, draws on the first axis. Latents with
         one entry per row are drawn again from the program.
     own
-        Own parameter -> unconstrained value.
+        Own parameter -> unconstrained value, if it is not among `draws`.
     data
         The new inputs, in any form that `probsl.fit` takes.
     count
@@ -99,7 +99,7 @@ def generated(
         # Sites that are still observed, for example for a length, are not predicted.
         generating = Generating(values, redrawn=observed)
         with generating:
-            problem.run(own, arguments)
+            problem.run({n: values.get(n, v) for n, v in own.items()}, arguments)
         return collect(generating.messages)
 
     evaluating = problem.program.evaluating()

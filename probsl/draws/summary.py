@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from probsl.curvature.point_errors import PointErrors, wald_interval
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
 
 COLUMNS = ("estimate", "sd", "lower", "upper")
+# Columns of a point besides: the estimate over its standard error, and the
+# probability of one as far from zero if the parameter is zero.
+TEST_COLUMNS = ("z", "p")
 
 
 def check_probability(prob: Any) -> None:
@@ -34,7 +39,7 @@ def check_probability(prob: Any) -> None:
 
 def summarize(
     point: Mapping[str, Tensor],
-    draws: Mapping[str, Tensor],
+    spread: Mapping[str, Tensor] | PointErrors,
     prob: float,
     *,
     by_site: bool,
@@ -46,13 +51,14 @@ def summarize(
     ----------
     point
         Site -> estimate.
-    draws
-        Site -> draws of it, ``[draws, ...]``; sites without a spread are absent.
+    spread
+        Site -> draws of it, ``[draws, ...]``; sites without a spread are absent. Or
+        the standard errors of a point, which bring two more columns.
     prob
         Probability of the interval.
     by_site
         One line per site, with the mean of its elements' columns, instead of one
-        line per element.
+        line per element; z and p are then missing.
     labels
         Labels the elements of a site of a shape; a site as a whole has no shape.
 
@@ -66,22 +72,42 @@ def summarize(
     import pandas as pd
 
     check_probability(prob)
-    tail = (1 - prob) / 2
+    errors = isinstance(spread, PointErrors)
+    columns = COLUMNS + (TEST_COLUMNS if errors else ())
     index, lines = [], []
     for name, value in point.items():
-        columns = [value.detach().cpu().reshape(-1).double()]
-        if name in draws:
-            flat = draws[name].cpu().reshape(len(draws[name]), -1).double()
-            quantiles = torch.quantile(flat, flat.new_tensor([tail, 1 - tail]), 0)
-            columns += [flat.std(0, correction=0), *quantiles]
-        else:
-            columns += [torch.full_like(columns[0], torch.nan)] * 3
-        table = torch.stack(columns, 1)
+        estimate = value.detach().cpu().reshape(-1).double()
+        table = torch.full((len(estimate), len(columns)), torch.nan).double()
+        table[:, 0] = estimate
+        if isinstance(spread, PointErrors):
+            if name in spread.sd:
+                table[:, 1:] = _wald_columns(name, value, spread, prob)
+        elif name in spread:
+            table[:, 1:] = _draw_columns(spread[name], prob)
         if by_site:
             index += [f"{label} {list(value.shape)}" for label in labels(name, ())]
-            lines.append(table.mean(0, keepdim=True))
+            means = table.mean(0, keepdim=True)
+            means[:, len(COLUMNS) :] = torch.nan
+            lines.append(means)
         else:
             index += labels(name, value.shape)
             lines.append(table)
-    rows = torch.cat(lines).numpy() if lines else torch.zeros(0, 4).numpy()
-    return pd.DataFrame(rows, index=index, columns=list(COLUMNS))
+    rows = torch.cat(lines).numpy() if lines else torch.zeros(0, len(columns)).numpy()
+    return pd.DataFrame(rows, index=index, columns=list(columns))
+
+
+def _draw_columns(draws: Tensor, prob: float) -> Tensor:
+    """Return the standard deviation and the quantiles of draws, ``[elements, 3]``."""
+    tail = (1 - prob) / 2
+    flat = draws.cpu().reshape(len(draws), -1).double()
+    quantiles = torch.quantile(flat, flat.new_tensor([tail, 1 - tail]), 0)
+    return torch.stack([flat.std(0, correction=0), *quantiles], 1)
+
+
+def _wald_columns(name: str, value: Tensor, errors: PointErrors, prob: float) -> Tensor:
+    """Return standard errors, intervals, z and p, ``[elements, 5]``."""
+    estimate, sd = value.detach().double(), errors.sd[name]
+    interval = wald_interval(estimate, sd, prob, errors.ends.get(name))
+    z = estimate / sd if errors.tests_zero(name) else torch.full_like(sd, torch.nan)
+    p = torch.special.erfc(z.abs() / 2**0.5)
+    return torch.stack([c.cpu().reshape(-1) for c in (sd, *interval, z, p)], 1)

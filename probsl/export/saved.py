@@ -39,6 +39,7 @@ from probsl.export.saved_problems import (
 from probsl.export.saved_values import NoFormError, count, tensors, text
 from probsl.fitting import Fit
 from probsl.isolation.calls import undisturbed
+from probsl.methods.point_posterior import PointPosterior
 from probsl.program.dry_run import check_program
 from probsl.program.places import Place
 from probsl.program.problem import Problem
@@ -132,6 +133,9 @@ def load(
         problem = parts.problem(program)
     method = parts.fit["method"]
     posterior, method = restored(parts.posterior, problem, method, guide)
+    if isinstance(posterior, PointPosterior):
+        ended = {name: parts.fit[name] for name in ("status", "status_sites")}
+        posterior = replace(posterior, **ended)
     if parts.checks is not None:
         parts.checks.refuse_other(problem, posterior.own)
     return Fit(**parts.fit | {"method": method}, problem=problem, posterior=posterior)

@@ -48,7 +48,7 @@ def search_point(objective: Objective, method: MLE | MAP, run: Run) -> Outcome:
     if best.status is Status.NONFINITE:
         sites = broken_sites(objective.problem, values, own) or sites
     return Outcome(
-        posterior=PointPosterior(values, own, objective),
+        posterior=PointPosterior(values, own, objective, best.status, tuple(sites)),
         status=best.status,
         sites=sites,
         losses=best.losses,

@@ -23,6 +23,7 @@ Stream = Literal[
     "predictive",
     "prior",
     "scores",
+    "simulated",
 ]
 
 

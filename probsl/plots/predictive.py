@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probsl.draws.expected import Expected, expected_values, interval
+from probsl.draws.expected import Expected, interval
 from probsl.draws.summary import check_probability
 from probsl.fitting import Fit
 from probsl.options import whole_number
@@ -129,8 +129,7 @@ def prediction(fit: Fit, data: Any, shown: Shown) -> Prediction:
     for each in columns:
         _refuse_other_length(each, along)
     order = np.unique(along.across, return_index=True)[1]
-    is_point = fit.posterior.is_point
-    curves = tuple(_curve(c, shown.prob, order, is_point=is_point) for c in columns)
+    curves = tuple(_curve(c, shown.prob, order) for c in columns)
     # The codes of classes have no height among probabilities.
     classes = columns[0].new is None and _is_observed(fit, site)
     # A site may have another name than the argument that it observes.
@@ -163,9 +162,9 @@ def plot_predictive(
 
     The line is the mean of the outcome: the probability of a 1, the rate of a count; of
     a category there is one line for the probability of each class. The inner band is
-    the interval of that mean over the posterior, which a point does not have, and the
-    outer band that of new outcomes. Up to 12 groups have bars instead, if the input is
-    their index.
+    the interval of that mean over the posterior, or over the standard errors of a
+    point if it has them, and the outer band that of new outcomes. Up to 12 groups have
+    bars instead, if the input is their index.
 
     If other inputs vary, they are held: numbers at their mean, integers and categories
     at their mode, or as `at` says.
@@ -261,16 +260,9 @@ def _expected(
     if not _is_observed(fit, site):
         values = fit.predict(along.data, draws=draws, seed=shown.seed)[site]
         means = column(fit, site, np.asarray(values.cpu().double()), part, axis=2)
-        return [Expected(site, None, means, None)]
-    found = expected_values(
-        fit.problem,
-        fit.posterior.draw(draws, shown.seed),
-        fit.posterior.own,
-        along.data,
-        sites=[site],
-        count=draws,
-        seed=shown.seed,
-    )
+        spread = None if fit.posterior.is_point else means
+        return [Expected(site, None, means, None, spread)]
+    found = fit.expected_columns(along.data, [site], draws=draws, seed=shown.seed)
     if part is None and (len(found) == 1 or found[0].new is None):
         return found
     entries = [str(each.entry) for each in found]
@@ -291,11 +283,12 @@ def _is_observed(fit: Fit, site: str) -> bool:
     return site in fit.problem.sites_with_role(Role.OBSERVED)
 
 
-def _curve(expected: Expected, prob: float, order: Any, *, is_point: bool) -> Curve:
-    means, new = expected.means[:, order], expected.new
-    middle, label = means.mean(0), expected.entry or "mean"
+def _curve(expected: Expected, prob: float, order: Any) -> Curve:
+    middle, label = expected.means.mean(0)[order], expected.entry or "mean"
+    limits, new = expected.interval(prob), expected.new
+    band = None if limits is None else (limits[0][order], limits[1][order])
     if new is None:
-        return Curve(label, middle, None if is_point else interval(means, prob), None)
+        return Curve(label, middle, band, None)
     new = new[:, order]
     if np.isnan(middle).any():
         return Curve("median", np.median(new, 0), None, interval(new, prob))
@@ -304,7 +297,7 @@ def _curve(expected: Expected, prob: float, order: Any, *, is_point: bool) -> Cu
     return Curve(
         "mean",
         middle,
-        None if is_point else interval(means, prob),
+        band,
         None if yes_or_no else interval(new, prob),
     )
 

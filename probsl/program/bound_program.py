@@ -190,11 +190,15 @@ class BoundProgram:
 
         If results are divided by it, a common factor of the weights cancels.
         """
-        size = self.size * self.own_scale
+        count = self.count
+        return self.own_scale * (count if count > 0 else self.size)
+
+    @property
+    def count(self) -> float:
+        """The number of rows, of which each counts as often as its weight says."""
         if self.weights is None:
-            return size
-        mean = float(self.weights.double().mean())
-        return size * mean if mean > 0 else size
+            return self.size
+        return self.size * float(self.weights.double().mean())
 
     @property
     def has_rows(self) -> bool:

@@ -74,6 +74,17 @@ class Coordinates:
         """Return name -> constrained value."""
         return {entry.name: entry.transform(part) for entry, part in self.split(flat)}
 
+    def constrain_draws(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return name -> constrained values of draws, ``[n, ...]``, from ``[n, size]``.
+
+        Every transform is applied to all draws at once.
+        """
+        parts = zip(self.entries, flat.split(self.sizes, dim=1), strict=True)
+        return {
+            entry.name: entry.transform(part.reshape(len(flat), *entry.flat_shape))
+            for entry, part in parts
+        }
+
     def constrain_with_jacobian(
         self, flat: Tensor, weight: Callable[[str, Tensor], Tensor] | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:

@@ -271,16 +271,21 @@ class Problem(BoundProgram):
         """
         self.refuse_no_rows()
         batch = Batch(self.arguments.values)
-        return by_row(self.terms(values, own, batch, self._priors))
+        return by_row(self.likelihood_terms(values, own, batch))
+
+    def likelihood_terms(
+        self, values: Mapping[str, Tensor], own: Mapping[str, Tensor], batch: Batch
+    ) -> dict[str, tuple[Tensor, int | None]]:
+        """Return the terms of the log likelihood of a batch, see `terms`."""
+        return self.terms(values, own, batch, self._priors)
 
     def log_likelihood(
         self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the log likelihood of all rows with their weights, a scalar."""
-        skip = self._priors
         together: dict[str, tuple[Tensor, int | None]] = {}
         for part in self.all_rows():
-            for name, (term, axis) in self.terms(values, own, part, skip).items():
+            for name, (term, axis) in self.likelihood_terms(values, own, part).items():
                 # Terms outside the rows are in every part, and count once.
                 before = (
                     together[name][0] if axis is not None and name in together else 0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Coordinated",
     "bijection",
+    "image",
     "settled",
     "stated",
     "support_of",
@@ -207,7 +208,7 @@ def support_of(fn: Any) -> Any:
             return stated(fn)
         support = support_of(inner)
         for transform in fn.transforms if support is not None else ():
-            support = _image(support, transform)
+            support = image(support, transform)
         return None if support is None else _widened(support, len(fn.event_shape))
     if isinstance(fn, MixtureSameFamily):
         return _of_mixture(support_of(fn.component_distribution))
@@ -344,11 +345,11 @@ def _equal(one: Any, other: Any) -> bool:
     return not torch.is_tensor(one) and not torch.is_tensor(other) and one == other
 
 
-def _image(base: Any, transform: Transform) -> Any:
+def image(base: Any, transform: Transform) -> Any:
     """Return the image of a support under one transform."""
     if isinstance(transform, ComposeTransform):
         for part in transform.parts:
-            base = _image(base, part)
+            base = image(base, part)
         return base
     if isinstance(transform, IndependentTransform):
         inside, outside = core(transform.domain), core(transform.codomain)

@@ -142,7 +142,8 @@ def test_a_fit_prints_itself(pair):
 def test_the_summary_has_a_line_for_every_element(pair):
     fit = fitted(pair)
     table = fit.summary()
-    assert list(table.columns) == ["estimate", "sd", "lower", "upper"]
+    tested = ["z", "p"] if pair.is_point else []
+    assert list(table.columns) == ["estimate", "sd", "lower", "upper", *tested]
     own = {p.name for p in fit.problem.own_parameters}
     expected = [
         f"{label} (own)" if name in own else label
@@ -156,7 +157,9 @@ def test_the_summary_has_a_line_for_every_element(pair):
     spread = ["sd", "lower", "upper"]
     for label, row in table.iterrows():
         name = label.split("[")[0]
-        if pair.is_point or name in {p.name for p in fit.problem.own_parameters}:
+        if pair.is_point:
+            assert row[spread].isna().all() or row["lower"] <= row["upper"]
+        elif name in {p.name for p in fit.problem.own_parameters}:
             assert row[spread].isna().all()
         elif name in latents and not _is_constant(fit, label):
             assert row["sd"] > 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from methods import ADAM
+from methods import ADAM, Pair, fitted
 from programs import problem
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
@@ -298,11 +298,11 @@ def test_a_forest_shows_estimates_and_intervals(ax):
     assert list(shown) == list(fits)
     for name, fit in fits.items():
         assert shown[name] == pytest.approx(fit.summary()["estimate"].to_numpy())
-    # Points have no interval.
-    (lines,) = (c for c in ax.collections if isinstance(c, LineCollection))
-    ends = np.array([segment[:, 0] for segment in lines.get_segments()])
-    table = fits["SVI"].summary(0.8)
-    assert ends == pytest.approx(table[["lower", "upper"]].to_numpy())
+    lines = [c for c in ax.collections if isinstance(c, LineCollection)]
+    for collection, fit in zip(lines, fits.values(), strict=True):
+        ends = np.array([segment[:, 0] for segment in collection.get_segments()])
+        table = fit.summary(0.8)
+        assert ends == pytest.approx(table[["lower", "upper"]].to_numpy())
     assert [t.get_text() for t in ax.get_yticklabels()] == list(table.index)
     assert ax.get_xlabel() == "estimate and 80% interval"
     low, high = ax.get_ylim()
@@ -336,7 +336,7 @@ def test_of_many_parameters_the_first_are_shown_and_the_plot_says_so():
     assert len(some.get_yticks()) == 40
     assert "(first 40 of 50 parameters)" in some.get_xlabel()
     assert len(every.get_yticks()) == 50
-    assert every.get_xlabel() == "estimate"
+    assert every.get_xlabel() == "estimate and 95% interval"
     assert every.figure.get_figheight() > some.figure.get_figheight()
     plt.close("all")
 
@@ -374,7 +374,15 @@ def test_shrinkage_has_the_reference_of_the_comparison_or_the_one_named():
 
 
 def test_shrinkage_without_a_spread_is_in_the_parameters_units(ax):
-    fits = {name: fits_of("linear")[name] for name in ("MLE", "MAP")}
+    # Points where the steps ran out have no standard errors.
+    case = problem("linear")
+    fits = {
+        name: probsl.fit(case.program, case.data, method)
+        for name, method in {
+            "MLE": probsl.MLE(optimizer=torch.optim.Adam, max_steps=3),
+            "MAP": probsl.MAP(optimizer=torch.optim.Adam, max_steps=5),
+        }.items()
+    }
     probsl.plot_shrinkage(fits, ax=ax)
     tables = [fit.summary()["estimate"].to_numpy() for fit in fits.values()]
     assert markers(ax)["MAP"] == pytest.approx(tables[1] - tables[0])
@@ -382,7 +390,8 @@ def test_shrinkage_without_a_spread_is_in_the_parameters_units(ax):
 
 
 def test_shrinkage_says_which_parameters_it_cannot_measure(ax):
-    fits = fits_of("own parameters")
+    fits = {"SVI": fits_of("own parameters")["SVI"]}
+    fits["MAP"] = fitted(Pair("MAP Adam", problem("own parameters")))
     probsl.plot_shrinkage(fits, ax=ax)
     labels = [t.get_text() for t in ax.get_yticklabels()]
     spread = fits["SVI"].summary()["sd"]
@@ -577,11 +586,14 @@ def test_a_deterministic_site_has_its_own_band_and_no_new_values():
     assert np.asarray(mean.band) == pytest.approx(np.asarray(outcome.band))
 
 
-def test_a_point_has_no_band_of_its_mean():
+def test_a_point_has_a_band_of_its_mean_if_it_has_standard_errors():
     data = problem("mixed model").data
-    (curve,) = prediction(fits_of("mixed model")["MAP"], data, Shown("x[1]")).curves
-    assert curve.band is None
-    assert curve.new is not None
+    for method, has in (("MAP", True), ("MLE", False)):
+        fit = fits_of("mixed model")[method]
+        assert fit.summary()["sd"].notna().all() == has
+        (curve,) = prediction(fit, data, Shown("x[1]")).curves
+        assert (curve.band is not None) == has
+        assert curve.new is not None
 
 
 @pytest.mark.parametrize("at", [None, {"x[0]": 0.5, "group": 1}])

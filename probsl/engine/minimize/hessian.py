@@ -91,12 +91,12 @@ class Hessian:
 
 
 def rows_by(gradient: Tensor, x: Tensor, together: int) -> Tensor:
-    """Return the Jacobian [d, d] of a gradient [d], some rows at once.
+    """Return the Jacobian [m, d] of a vector [m], some rows at once.
 
     Parameters
     ----------
     gradient
-        The gradient, with its graph.
+        The vector, such as a gradient, with its graph.
     x
         The point [d], a leaf of that graph.
     together
@@ -117,7 +117,7 @@ def rows_by(gradient: Tensor, x: Tensor, together: int) -> Tensor:
         finally:
             handle.remove()
 
-    basis = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    basis = torch.eye(len(gradient), dtype=x.dtype, device=x.device)
     if together == 1:
         return torch.stack([row(unit) for unit in basis])
     rows: Tensor = vmap(row, chunk_size=together)(basis)

@@ -1,0 +1,1 @@
+"""The curvature of a program's density: information, scores of rows, covariances."""
