@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from probsl.contract import KnowsTarget
+from probsl.contract import KnowsErrors, KnowsTarget
 from probsl.data.array_kinds import several
 from probsl.draws.summary import COLUMNS
 from probsl.fitting import Fit
@@ -286,7 +286,8 @@ def compare(
         )
     by_site = _by_site(fits)
     by: Literal["site", "element"] = "site" if by_site else "element"
-    tables = {n: fit.summary(by=by)[[*COLUMNS]] for n, fit in fits.items()}
+    summaries = {n: fit.summary(by=by, effects=True) for n, fit in fits.items()}
+    tables = {name: table[[*COLUMNS]] for name, table in summaries.items()}
     # Keep the order of the fits; pandas would sort the labels alphabetically.
     index = list(dict.fromkeys(i for table in tables.values() for i in table.index))
     estimates = pd.concat({n: t.reindex(index) for n, t in tables.items()}, axis=1)
@@ -318,7 +319,8 @@ def default_reference(fits: Mapping[str, Fit]) -> str:
 def _is_unpenalized(fit: Fit) -> bool:
     """Whether a fit is a point whose density has no prior."""
     posterior = fit.posterior
-    if not isinstance(posterior, KnowsTarget) or not posterior.is_point:
+    of_point = posterior.is_point or isinstance(posterior, KnowsErrors)
+    if not isinstance(posterior, KnowsTarget) or not of_point:
         return False
     return not posterior.target.has_priors
 
@@ -386,7 +388,7 @@ def distances(
     start, columns = fits[reference].point(), {}
     for name, fit in fits.items():
         distances = {}
-        rows = fit.summary(by="site").index
+        rows = fit.summary(by="site", effects=True).index
         for label, (site, value) in zip(rows, fit.point().items(), strict=True):
             if site not in start:
                 continue

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from probsl.curvature.point_covariance import CovarianceKind, PointCovariance
     from probsl.curvature.point_errors import PointErrors
     from probsl.program.problem import Problem
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
 __all__ = [
     "Basin",
@@ -101,7 +101,7 @@ class KnowsTarget(Protocol):
     """A posterior that knows the density it maximizes or approximates."""
 
     @property
-    def target(self) -> TargetDensity:
+    def target(self) -> Density:
         """The density of data and latents, with the factors of its priors."""
         ...
 

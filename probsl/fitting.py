@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from probsl.contract import Basin, KnowsErrors, Method, Posterior, Run, Status
+from probsl.contract import (
+    Basin,
+    KnowsErrors,
+    KnowsTarget,
+    Method,
+    Posterior,
+    Run,
+    Status,
+)
 from probsl.data.data_options import DataOptions
 from probsl.draws.criteria import criteria
 from probsl.draws.expected import (
@@ -35,7 +43,7 @@ from probsl.options import (
     first_compiled,
     whole_number,
 )
-from probsl.program.batch_checks import check_batches
+from probsl.program.batch_checks import check_batches, own_batches
 from probsl.program.binding import bound_problem, complete_data
 from probsl.program.places import Place
 from probsl.program.problem import Problem
@@ -161,6 +169,11 @@ class Fit:
         completed = self.completed({n: v[None] for n, v in values.items()})
         return {name: value[0] for name, value in completed.items()}
 
+    def tabulated(self) -> dict[str, Tensor]:
+        """Return `point` without the latents that were integrated out."""
+        point = self.point()
+        return {n: v for n, v in point.items() if n not in self._integrated}
+
     @undisturbed
     def draw(self, n: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw from the posterior; all draws of a point are equal.
@@ -188,6 +201,7 @@ class Fit:
         *,
         by: Literal["element", "site"] | None = None,
         kind: CovarianceKind | None = None,
+        effects: bool = False,
     ) -> pd.DataFrame:
         """Summarize every parameter.
 
@@ -201,6 +215,9 @@ class Fit:
         kind
             How the standard errors of a point are computed, see `probsl.covariance`.
             None is ``"observed"``, unless that would take long.
+        effects
+            Whether to include latents that were integrated out, at their conditional
+            modes, with the standard deviations given the estimated parameters.
 
         Returns
         -------
@@ -234,7 +251,7 @@ class Fit:
         """
         if by not in (None, "element", "site"):
             raise ValueError(f"by must be 'element' or 'site', got {by!r}")
-        point = self.point()
+        point = self.point() if effects else self.tabulated()
         if by is None:
             many = sum(v.numel() for v in point.values()) > _SUMMARY_ELEMENTS
             by = "site" if many else "element"
@@ -265,10 +282,14 @@ class Fit:
     def log_likelihood(self) -> float:
         """Return the log likelihood of the fitted rows, with their weights, at `point`.
 
-        Discrete latents are summed out; continuous latents are fixed at `point`.
+        Discrete latents are summed out, and random effects that `MLE` integrates out
+        are; other continuous latents are fixed at `point`.
         """
         problem, posterior = self.problem, self.posterior
         with problem.isolated(), torch.no_grad():
+            if self._integrated and isinstance(posterior, KnowsTarget):
+                target = posterior.target
+                return float(target.log_density(posterior.point(), posterior.own))
             return float(problem.log_likelihood(posterior.point(), posterior.own))
 
     @undisturbed
@@ -458,14 +479,23 @@ class Fit:
     @property
     def _parameters(self) -> int:
         """The number of elements of the latents and own parameters."""
-        values = [*self.posterior.point().values(), *self.posterior.own.values()]
-        return sum(value.numel() for value in values)
+        point, own = self.posterior.point(), self.posterior.own
+        values = [v for n, v in point.items() if n not in self._integrated]
+        return sum(value.numel() for value in [*values, *own.values()])
+
+    @property
+    def _integrated(self) -> tuple[str, ...]:
+        """The latents that were integrated out."""
+        posterior = self.posterior
+        return posterior.target.integrated if isinstance(posterior, KnowsTarget) else ()
 
     def _head(self) -> list[str]:
         """Return the method with the status in words, the sizes, and the note."""
         sizes = {"row": self.problem.size, "parameter": self._parameters}
         facts = [f"{n:,} {what}{'s' * (n != 1)}" for what, n in sizes.items()]
         posterior, sentence = self.posterior, ""
+        if self._integrated:
+            facts.append(f"{', '.join(self._integrated)} integrated out")
         if self.problem.data.complete:  # otherwise all rows would be read again
             fitted = self.log_likelihood()
             facts.append(f"log likelihood {number(fitted)}")
@@ -612,7 +642,7 @@ def fit(
         outcome = method.run(problem, run)
     notes = (
         outcome.note,
-        _own_batches(problem, batch_size),
+        own_batches(problem, batch_size),
         complete.note,
         problem.names.note,
     )
@@ -622,7 +652,7 @@ def fit(
         seed=seed,
         posterior=outcome.posterior,
         status=outcome.status,
-        status_sites=_renamed(problem, outcome.sites),
+        status_sites=problem.renamed(outcome.sites),
         losses=outcome.losses,
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
@@ -642,21 +672,6 @@ def _criteria(fit: Fit, log_likelihood: float) -> list[str]:
         return []
     found = criteria(log_likelihood, estimated, fit.problem.count)
     return [f"{name} {number(found[name])}" for name in ("AIC", "BIC")]
-
-
-def _renamed(problem: Problem, sites: Sequence[str]) -> tuple[str, ...]:
-    """Return the sites and elements of a status with the labels of the data."""
-    shapes = {site.name: site.shape for site in problem.latents}
-    shapes |= {p.name: p.start.shape for p in problem.own_parameters}
-    return tuple(problem.names.renamed(sites, shapes))
-
-
-def _own_batches(problem: Problem, batch_size: int | None) -> str:
-    """Return a note if the batch size is the program's own subsample size."""
-    plate = problem.data_plate
-    if plate is None or batch_size is None or batch_size != problem.own_batch_size:
-        return ""
-    return f"batches of {batch_size} rows, as plate '{plate.name}' draws"
 
 
 def _first_place(method: Any) -> Place:

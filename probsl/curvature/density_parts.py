@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probsl.data.rows import HeldRows
 from probsl.program.scoring import Batch
 from probsl.program.sites import Role
 
@@ -21,26 +20,12 @@ if TYPE_CHECKING:
 
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
-__all__ = ["density_parts", "in_double", "row_batches", "separable"]
+__all__ = ["density_parts", "row_batches", "separable"]
 
 # Elements of the widest argument in one part of the rows.
 _PART_ELEMENTS = 1 << 22
-
-
-def in_double(problem: Problem) -> Problem:
-    """Return the same problem, to be computed in float64."""
-    dtype = torch.float64
-    if problem.dtype == dtype:
-        return problem
-    arguments = problem.arguments.cast(dtype, problem.device)
-    data = problem.data.read_as(dtype, problem.device)
-    if isinstance(data, HeldRows):
-        arrays = {n: arguments.values.get(n, a) for n, a in data.arrays.items()}
-        weights = None if data.weights is None else data.weights.to(dtype)
-        data = replace(data, arrays=arrays, weights=weights)
-    return replace(problem, dtype=dtype, arguments=arguments, data=data)
 
 
 def separable(problem: Problem) -> bool:
@@ -81,11 +66,12 @@ def row_batches(problem: Problem) -> Iterator[Batch]:
 
 
 def density_parts(
-    target: TargetDensity, layout: Coordinates
+    target: Density, layout: Coordinates
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield functions of the flat vector [d] whose sum is the log density.
 
-    The first holds the priors, and all terms that are not of single rows.
+    The first holds the priors, and all terms that are not of single rows. A density
+    from which latents are integrated out has no parts.
 
     Parameters
     ----------
@@ -95,6 +81,9 @@ def density_parts(
         The layout of the flat vector.
     """
     problem = target.problem
+    if target.integrated:
+        yield lambda x: target.at(x, layout)
+        return
 
     def part(batch: Batch, place: int) -> Callable[[Tensor], Tensor]:
         if place == 0:

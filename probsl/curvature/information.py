@@ -22,14 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from probsl.program.coordinates import Coordinates
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
 __all__ = ["observed_information", "score_products", "summed_hessian"]
 
 
-def observed_information(
-    target: TargetDensity, layout: Coordinates, x: Tensor
-) -> Tensor:
+def observed_information(target: Density, layout: Coordinates, x: Tensor) -> Tensor:
     """Return the negative Hessian [d, d] of the log density at a point [d].
 
     Parameters
@@ -58,7 +56,7 @@ def summed_hessian(parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Te
 
 
 def score_products(
-    target: TargetDensity,
+    target: Density,
     layout: Coordinates,
     x: Tensor,
     *,

@@ -17,7 +17,7 @@ from probsl.program.supports import unwrap
 if TYPE_CHECKING:
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
 __all__ = ["LinearRegression", "corrected_products", "linear_regression"]
 
@@ -115,7 +115,7 @@ def linear_regression(
 
 
 def corrected_products(
-    target: TargetDensity, layout: Coordinates, x: Tensor, kind: str
+    target: Density, layout: Coordinates, x: Tensor, kind: str
 ) -> Tensor:
     """Return the outer products of scores, corrected for leverage, [d, d].
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from probsl.curvature.density_parts import in_double
 from probsl.curvature.expected_information import expected_information
 from probsl.curvature.information import observed_information, score_products
 from probsl.curvature.inverse import Inverse, NoCovarianceError, inverted
@@ -16,13 +15,14 @@ from probsl.curvature.leverage import corrected_products
 from probsl.engine.minimize.jacobian import jacobian
 from probsl.options import did_you_mean
 from probsl.program.sites import Role
+from probsl.program.target_density import TargetDensity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
 __all__ = [
     "CovarianceKind",
@@ -152,7 +152,7 @@ class PointCovariance:
 
 
 def point_covariance(
-    target: TargetDensity,
+    target: Density,
     layout: Coordinates,
     x: Tensor,
     kind: CovarianceKind = "observed",
@@ -199,12 +199,13 @@ def point_covariance(
             "use SVI with a mean-field guide for their spread"
         )
     _refuse_kinks(target.problem, kind)
-    target = replace(target, problem=in_double(target.problem))
+    _refuse_no_scores(target, kind)
+    target = target.in_double()
     x = x.detach().double()
     if left_out is None:
         left_out = torch.zeros_like(x, dtype=torch.bool)
     note = ""
-    if kind == "expected":
+    if kind == "expected" and isinstance(target, TargetDensity):
         information, note = expected_information(target, layout, x)
     elif kind == "opg":
         information = score_products(target, layout, x)
@@ -251,7 +252,7 @@ def check_kind(kind: str) -> None:
 
 
 def _clustered(
-    target: TargetDensity, layout: Coordinates, x: Tensor, clusters: Tensor | None
+    target: Density, layout: Coordinates, x: Tensor, clusters: Tensor | None
 ) -> Tensor:
     if clusters is None:
         raise ValueError("kind='cluster' needs clusters=, the cluster of each row")
@@ -263,6 +264,16 @@ def _clustered(
         )
     products = score_products(target, layout, x, clusters=clusters)
     return products * count / (count - 1)
+
+
+def _refuse_no_scores(target: Density, kind: str) -> None:
+    """Refuse what supposes that rows are independent, if they share random effects."""
+    if target.integrated and kind != "observed":
+        names = ", ".join(f"'{name}'" for name in target.integrated)
+        raise NoCovarianceError(
+            f"kind='{kind}' supposes that rows are independent given the parameters, "
+            f"and they are not, because {names} are integrated out; use kind='observed'"
+        )
 
 
 def _refuse_kinks(problem: Problem, kind: str) -> None:

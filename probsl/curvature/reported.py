@@ -23,7 +23,7 @@ __all__ = ["ends_of_reported", "is_open", "reported"]
 def reported(
     problem: Problem, values: Mapping[str, Tensor], deterministics: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the latents, the own parameters, and some deterministic sites.
+    """Return the latents given, the own parameters, and some deterministic sites.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def reported(
         Names of deterministic sites.
     """
     own = {p.name: p.constrain(values[p.name]) for p in problem.own_parameters}
-    latents = {site.name: values[site.name] for site in problem.latents}
+    latents = {s.name: values[s.name] for s in problem.latents if s.name in values}
     computed: dict[str, Tensor] = {}
     if deterministics:
         generating = Generating(latents)

@@ -20,6 +20,7 @@ from probsl.draws.predictions import deterministic_names, evaluated
 from probsl.export.arrays import own_version
 from probsl.export.fingerprints import fingerprints
 from probsl.export.saved_checks import Checks, checks_of, decoded_checks
+from probsl.export.saved_errors import remember_errors
 from probsl.export.saved_format import damaged, read, write
 from probsl.export.saved_methods import decoded_method, encoded_method
 from probsl.export.saved_posteriors import (
@@ -136,6 +137,8 @@ def load(
     if isinstance(posterior, PointPosterior):
         ended = {name: parts.fit[name] for name in ("status", "status_sites")}
         posterior = replace(posterior, **ended)
+        if parts.posterior.errors is not None:
+            remember_errors(posterior, parts.posterior.errors)
     if parts.checks is not None:
         parts.checks.refuse_other(problem, posterior.own)
     return Fit(**parts.fit | {"method": method}, problem=problem, posterior=posterior)

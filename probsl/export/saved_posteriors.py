@@ -16,6 +16,7 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor, nn
 
+from probsl.export.saved_errors import decoded_errors, encoded_errors
 from probsl.export.saved_methods import NotSaved, with_option
 from probsl.export.saved_values import on_device, tensors, text
 from probsl.methods.guides.forms import GuideStart, default_guide, prepare
@@ -74,7 +75,9 @@ def encoded_posterior(fit: Fit) -> dict[str, Any]:
         "prior_weights": dict(target.prior_weights),
         "space": target.space,
     }
-    if isinstance(posterior, GuidePosterior):
+    if isinstance(posterior, PointPosterior):
+        value["errors"] = encoded_errors(posterior)
+    else:
         value["guide"] = {
             "own": posterior.guide_own,
             "buffers": _buffers(posterior.guide),
@@ -103,6 +106,8 @@ class SavedPosterior:
         Buffer of the guide -> its value.
     draws
         Latent -> draws by which the guide is recognized.
+    errors
+        The standard errors of a point, see `probsl.export.saved_errors`.
     """
 
     values: dict[str, Tensor]
@@ -113,6 +118,7 @@ class SavedPosterior:
     guide_own: dict[str, Tensor]
     buffers: dict[str, Tensor]
     draws: dict[str, Tensor]
+    errors: dict[str, Any] | None = None
 
 
 def decoded_posterior(value: Mapping[str, Any], dtype: torch.dtype) -> SavedPosterior:
@@ -142,6 +148,7 @@ def decoded_posterior(value: Mapping[str, Any], dtype: torch.dtype) -> SavedPost
         guide_own=tensors(known["own"], dtype),
         buffers=tensors(known["buffers"], None),
         draws=draws,
+        errors=decoded_errors(value.get("errors")),
     )
 
 

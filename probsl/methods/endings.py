@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from probsl.engine.ending import Ending
 from probsl.program.scoring import Scoring
 from probsl.program.sites import Role
 
@@ -14,12 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from probsl.engine.minimize.minimize import Minimum
+    from probsl.methods.objective import Objective
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
 
 
 # A status names up to this many elements one by one.
 _NAMED_ELEMENTS = 8
+# Curvature, in nats per unit of a coordinate squared, of those that may be at an edge.
+_FAINT = 1e-6
+# Differences of objectives that are rounding errors, relative to their size.
+_LEVEL = 1e-11
 
 
 def broken_sites(
@@ -87,6 +93,44 @@ def _at_boundary(minimum: Minimum, layout: Coordinates) -> bool:
         if mine and not _toward_edge(entry.transform, entry.flat_shape, part, mine):
             return False
     return True
+
+
+def edge_coordinates(objective: Objective, minimum: Minimum) -> list[int]:
+    """Return the coordinates of an end that are at the edge of a support.
+
+    Near it the objective is that at the edge plus a power of the distance. On the log
+    scale of the distance this looks like an optimum, because all derivatives vanish
+    together, or no step gains anything beyond rounding errors; but moving on to the
+    edge makes nothing worse.
+
+    Parameters
+    ----------
+    objective
+        The objective.
+    minimum
+        Where the search ended.
+    """
+    layout, x = objective.layout, minimum.x.detach()
+    faint = torch.ones_like(x, dtype=torch.bool)
+    if minimum.ending is Ending.CONVERGED:
+        if minimum.hessian is None:
+            return []
+        faint = minimum.hessian.diagonal().abs() * objective.size < _FAINT
+    limit = minimum.value + _LEVEL * max(1.0, abs(minimum.value))
+    found, offset = [], 0
+    for entry, size in zip(layout.entries, layout.sizes, strict=True):
+        part = x[offset : offset + size]
+        for place in range(size):
+            moved = x.clone()
+            moved[offset + place] += 40 * part[place].sign()
+            if (
+                faint[offset + place]
+                and _toward_edge(entry.transform, entry.flat_shape, part, [place])
+                and float(objective.at_each(moved[None])[0]) <= limit
+            ):
+                found.append(offset + place)
+        offset += size
+    return found
 
 
 def _toward_edge(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probsl.program.coordinates import Coordinates
     from probsl.program.problem import Problem
     from probsl.program.scoring import Batch
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density, TargetDensity
 
 # Maps a point [d] and some rows, None for all of them, to a mean over rows.
 Value = Callable[[Tensor, "Batch | None"], Tensor]
@@ -46,9 +46,11 @@ class Objective:
         The random numbers in it, if any.
     draws
         The number of draws of these that one step averages over.
+    better_start
+        Maps a start to one that is nearer to the optimum, if there is such a function.
     """
 
-    target: TargetDensity
+    target: Density
     layout: Coordinates
     size: float
     value: Value
@@ -56,6 +58,7 @@ class Objective:
     smooth: Callable[[Tensor], Tensor] | None = None
     noise: NoiseRecord | None = None
     draws: int = 1
+    better_start: Callable[[Tensor], Tensor] | None = None
 
     @property
     def problem(self) -> Problem:
@@ -65,6 +68,10 @@ class Objective:
     def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         """Return the objective at a point [d], on some rows or all of them."""
         return self.value(x, batch)
+
+    def improved(self, start: Tensor) -> Tensor:
+        """Return a start [d] that is nearer to the optimum, if one is known."""
+        return start if self.better_start is None else self.better_start(start)
 
     def at_each(self, points: Tensor) -> Tensor:
         """Return the values [n] at points [n, d], one by one."""

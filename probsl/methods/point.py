@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from probsl.methods.marginal import marginal_objective
 from probsl.methods.objective import Objective, point_objective
 from probsl.methods.options import (
     check_latent_names,
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
 class MLE:
     """Maximum likelihood: a point estimate without the priors of the parameters.
 
+    Random effects, latents that depend on other latents or lie in the data plate, are
+    integrated out of the likelihood.
+
     Parameters
     ----------
     integrate
-        Sites to integrate out besides the random effects, as the likelihood of a
-        program with random effects requires; ``()`` integrates none, and drops every
-        prior. The noise of reparameterized random effects keeps its distribution.
+        Sites to integrate out besides the random effects. Coefficients with an
+        improper uniform prior give the restricted likelihood (REML); a standardized
+        effect, whose scale is elsewhere in the program, is one too. ``()`` integrates
+        none, and drops every prior.
     optimizer
         With all rows at once `probsl.LBFGS()` or `probsl.TrustRegionNewton()`; or a
         `torch.optim` class, or a `functools.partial` of one. None chooses: with all
@@ -59,6 +64,15 @@ class MLE:
         unconstrained space; the best result is kept. With one, a few more are tried if
         the search from it finds no optimum. Small problems with all rows are
         minimized from all starts at once; `Fit.basins` lists their results.
+
+    Notes
+    -----
+    The integral is by Laplace's approximation at the conditional mode of the effects
+    (Tierney and Kadane, 1986), which is exact if they are jointly Normal with the
+    data. Effects that do not meet in the density are found, and are integrated in
+    blocks. `Fit.point` has the conditional modes, `Fit.draw` and `Fit.predict` draw
+    the effects from the Normal distribution about them, and
+    ``summary(effects=True)`` lists them.
 
     Examples
     --------
@@ -104,17 +118,16 @@ class MLE:
         # Named sites are integrated besides the random effects; () integrates none.
         asked = dict.fromkeys((*effects, *(self.integrate or ())))
         integrated = () if self.integrate == () else tuple(asked)
-        if integrated:
-            names = ", ".join(f"'{n}'" for n in integrated)
-            raise ValueError(
-                f"MLE would integrate the random effects {names} out of the "
-                "likelihood, which is not available; use MAP or SVI, which keep their "
-                "distribution, or integrate=() to estimate them as free parameters"
-            )
-        dropped = [s.name for s in problem.latents if not s.auxiliary]
+        dropped = [
+            s.name
+            for s in problem.latents
+            if not s.auxiliary and s.name not in integrated
+        ]
         dropped += [s.name for s in problem.sites if s.prior and s.scored]
         target = TargetDensity(problem, dict.fromkeys(dropped, 0.0))
-        return point_objective(target, problem.coordinates())
+        if not integrated:
+            return point_objective(target, problem.coordinates())
+        return marginal_objective(target, integrated)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from probsl.methods.objective import Objective
     from probsl.program.problem import Problem
-    from probsl.program.target_density import TargetDensity
+    from probsl.program.target_density import Density
 
 # Statuses of points that are an optimum, though some coordinates may have none.
 _OPTIMA = (Status.CONVERGED, Status.UNIDENTIFIED, Status.UNBOUNDED, Status.BOUNDARY)
@@ -62,7 +62,7 @@ class PointPosterior:
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def target(self) -> TargetDensity:
+    def target(self) -> Density:
         """The density of which it is the maximum."""
         return self.objective.target
 
@@ -97,26 +97,36 @@ class PointPosterior:
         if clusters is None and kind in self._known:
             return self._known[kind]  # type: ignore[no-any-return]
         self._refuse()
-        layout = self.objective.layout
-        with self.target.problem.isolated():
-            x = layout.flatten({**self.values, **self.own})
+        x = self.flat()
         with phase("computing the curvature"):
             found = point_covariance(
                 self.target,
-                layout,
+                self.objective.layout,
                 x,
                 kind,
                 left_out=self._left_out(x),
                 clusters=clusters,
             )
-        withheld = {
-            self.status.name: self._about(x),
-            "at the kink of the prior": self._kinks(x),
-        }
-        found = replace(found, withheld=withheld)
+        found = replace(found, withheld=self.withheld())
         if clusters is None:
             self._known[kind] = found
         return found
+
+    def flat(self) -> Tensor:
+        """Return the point as a flat vector [d], in the layout of the objective."""
+        with self.target.problem.isolated():
+            return self.objective.layout.flatten({**self.values, **self.own})
+
+    def withheld(self) -> dict[str, Tensor]:
+        """Return reason -> the coordinates without standard errors for it, [d]."""
+        x = self.flat()
+        about, kinks = self._about(x), self._kinks(x)
+        return {self.status.name: about, "at the kink of the prior": kinks}
+
+    def remember(self, covariance: PointCovariance, errors: PointErrors) -> None:
+        """Keep a covariance and errors that are known from an earlier process."""
+        self._known["observed"] = covariance
+        self._known["errors", None] = errors
 
     def errors(self, kind: CovarianceKind | None = None) -> PointErrors:
         """Return the standard errors of all sites, or why there are none.
@@ -136,10 +146,14 @@ class PointPosterior:
         try:
             if kind is None:
                 self._refuse_long()
-            found = point_errors(
-                self.covariance(kind or "observed"),
-                deterministic_names(self.target.problem, by_row=False),
+            # Given the effects, which are integrated out, is not given the parameters.
+            problem = self.target.problem
+            computed = (
+                ()
+                if self.target.integrated
+                else deterministic_names(problem, by_row=False)
             )
+            found = point_errors(self.covariance(kind or "observed"), computed)
         except NoCovarianceError as reason:
             if kind is not None:
                 raise
@@ -259,8 +273,7 @@ class PointPosterior:
             for _ in range(size)
         ]
         raw = layout.labels()
-        shapes = {entry.name: entry.shape for entry in layout.entries}
-        shown = self.target.problem.names.renamed(raw, shapes)
+        shown = self.target.problem.renamed(raw)
         labels = zip(raw, shown, named, strict=True)
         about = [bool(sites.intersection(each)) for each in labels]
         return torch.tensor(about, dtype=torch.bool, device=x.device)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probsl.contract import Outcome, Run, Status
+from probsl.contract import Outcome, Posterior, Run, Status
+from probsl.curvature.marginal_density import MarginalDensity
 from probsl.methods.basins import ONE_BY_ONE, Several, search_in_turn, search_together
 from probsl.methods.edges import approach_edge
 from probsl.methods.endings import broken_sites
+from probsl.methods.marginal_posterior import MarginalPosterior
 from probsl.methods.noisy_search import search_noisily
 from probsl.methods.objective import Objective, example_of, with_own_noise
 from probsl.methods.optimizers import (
@@ -25,11 +27,13 @@ from probsl.methods.search import Found, search_exactly
 from probsl.methods.second_look import OTHERS, look_elsewhere
 from probsl.methods.starts import feasible_start
 from probsl.noise.streams import stream
+from probsl.program.sites import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from probsl.methods.point import MAP, MLE
+    from probsl.program.problem import Problem
 
 # Up to this many coordinates L-BFGS is much faster than first-order steps, and the
 # thirty vectors that it stores fit easily in memory.
@@ -46,9 +50,14 @@ def search_point(objective: Objective, method: MLE | MAP, run: Run) -> Outcome:
     own = {p.name: values.pop(p.name) for p in objective.problem.own_parameters}
     sites = best.sites
     if best.status is Status.NONFINITE:
-        sites = broken_sites(objective.problem, values, own) or sites
+        known = {**objective.problem.feasible_values(), **values}
+        sites = broken_sites(objective.problem, known, own) or sites
+    point = PointPosterior(values, own, objective, best.status, tuple(sites))
+    posterior: Posterior = point
+    if isinstance(objective.target, MarginalDensity):
+        posterior = MarginalPosterior(point, objective.target)
     return Outcome(
-        posterior=PointPosterior(values, own, objective, best.status, tuple(sites)),
+        posterior=posterior,
         status=best.status,
         sites=sites,
         losses=best.losses,
@@ -59,9 +68,38 @@ def search_point(objective: Objective, method: MLE | MAP, run: Run) -> Outcome:
     )
 
 
+def _refuse_parts(problem: Problem, integrated: tuple[str, ...], run: Run) -> None:
+    """Refuse what the integral over random effects is not defined for."""
+    names = ", ".join(f"'{name}'" for name in integrated)
+    if run.batch_size is not None:
+        raise ValueError(
+            f"the random effects {names} are integrated out of all rows at once, so "
+            "rows cannot come in batches; leave out batch_size=, or use SVI"
+        )
+    local = [s.name for s in problem.latents if problem.is_local(s)]
+    inside = [name for name in integrated if name in local]
+    if inside and problem.weights is not None:
+        raise ValueError(
+            f"site '{inside[0]}' has one effect per row, which is integrated out, so "
+            "weights= of the rows have no meaning for it; repeat the rows instead"
+        )
+    for site in problem.sites:
+        if site.moving or (site.role is Role.OBSERVED and site.kinked):
+            why = "has a kink" if site.kinked else "depends on latents in its support"
+            raise ValueError(
+                f"the random effects {names} are integrated out by a Normal "
+                f"approximation at their mode, and the log density of '{site.name}' "
+                f"{why}, so it has none; use SVI"
+            )
+
+
 def _search_all(objective: Objective, method: MLE | MAP, run: Run) -> Several:
     problem, size = objective.problem, objective.layout.size
+    if objective.target.integrated:
+        _refuse_parts(problem, objective.target.integrated, run)
     first = feasible_start(objective, method.start, run.seed, example_of(problem, run))
+    if method.start is None:
+        first = objective.improved(first)
     starts = [first, *_further_starts(objective, run, method.starts - 1)]
     objective = with_own_noise(objective, first, run)
     optimizer = _optimizer(objective, method, run)
@@ -149,4 +187,4 @@ def _further_starts(objective: Objective, run: Run, count: int) -> Iterator[Tens
     generator = stream(run.seed, "other starts")
     for _ in range(count):
         drawn = torch.rand(size, generator=generator, dtype=problem.dtype, device="cpu")
-        yield 4 * drawn.to(problem.device) - 2
+        yield objective.improved(4 * drawn.to(problem.device) - 2)

@@ -11,7 +11,11 @@ from torch import Tensor
 from probsl.contract import Status
 from probsl.engine.ending import Ending
 from probsl.engine.minimize.free_directions import level_at
-from probsl.methods.endings import _at_boundary, named_coordinates
+from probsl.methods.endings import (
+    _at_boundary,
+    edge_coordinates,
+    named_coordinates,
+)
 from probsl.methods.optimizers import (
     NEWTON_LIMIT,
     DeterministicOptimizer,
@@ -91,8 +95,13 @@ def search_exactly(
         callback=callback,
     )
     status = Status[minimum.ending.name]
+    coordinates = minimum.coordinates
     if status is Status.UNBOUNDED and _at_boundary(minimum, layout):
         status = Status.BOUNDARY
+    if status in (Status.CONVERGED, Status.STALLED):
+        at_edge = edge_coordinates(objective, minimum)
+        if at_edge:
+            status, coordinates = Status.BOUNDARY, tuple(at_edge)
     losses = torch.tensor(minimum.losses, dtype=torch.float64, device="cpu")
 
     def redundant(x: Tensor) -> bool:
@@ -102,7 +111,7 @@ def search_exactly(
     return Found(
         minimum.x,
         status,
-        named_coordinates(layout, minimum.coordinates),
+        named_coordinates(layout, coordinates),
         losses * objective.size,
         minimum.steps,
         minimum.flattening,

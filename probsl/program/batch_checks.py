@@ -264,3 +264,11 @@ def check_guide_batches(
                 f"the guide draws site '{site.name}' otherwise for other rows, but "
                 "all rows share it; let its parameters not depend on the data"
             )
+
+
+def own_batches(problem: Problem, batch_size: int | None) -> str:
+    """Return a note if the batch size is the program's own subsample size."""
+    plate = problem.data_plate
+    if plate is None or batch_size is None or batch_size != problem.own_batch_size:
+        return ""
+    return f"batches of {batch_size} rows, as plate '{plate.name}' draws"

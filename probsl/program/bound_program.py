@@ -234,6 +234,12 @@ class BoundProgram:
         mark = " (own)" if own else ""
         return [label + mark for label in self.names.labels(name, shape)]
 
+    def renamed(self, sites: Sequence[str]) -> tuple[str, ...]:
+        """Return sites and elements, such as ``w[0]``, with the labels of the data."""
+        shapes = {site.name: site.shape for site in self.latents}
+        shapes |= {p.name: p.start.shape for p in self.own_parameters}
+        return tuple(self.names.renamed(sites, shapes))
+
     def is_local(self, site: Site) -> bool:
         """Return whether a site has one entry per row."""
         plate = self.data_plate

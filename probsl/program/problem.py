@@ -213,6 +213,19 @@ class Problem(BoundProgram):
         data = self.data.reweighted(weights, self.dtype, self.device)
         return replace(self, data=data)
 
+    def in_double(self) -> Problem:
+        """Return the same problem, to be computed in float64."""
+        dtype = torch.float64
+        if self.dtype == dtype:
+            return self
+        arguments = self.arguments.cast(dtype, self.device)
+        data = self.data.read_as(dtype, self.device)
+        if isinstance(data, HeldRows):
+            arrays = {n: arguments.values.get(n, a) for n, a in data.arrays.items()}
+            weights = None if data.weights is None else data.weights.to(dtype)
+            data = replace(data, arrays=arrays, weights=weights)
+        return replace(self, dtype=dtype, arguments=arguments, data=data)
+
     def varying_with_discrete(self) -> set[str]:
         """Return the names of the deterministics that depend on a discrete latent.
 

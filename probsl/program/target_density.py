@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,44 @@ if TYPE_CHECKING:
     from probsl.program.scoring import Batch
 
 Space = Literal["constrained", "unconstrained"]
+
+
+class Density(Protocol):
+    """A log density of data and latents, of which some may be integrated out."""
+
+    @property
+    def problem(self) -> Problem:
+        """The program bound to its data."""
+
+    @property
+    def prior_weights(self) -> Mapping[str, float]:
+        """Site -> factor of its log prior, 1 where absent; 0 drops the prior."""
+
+    @property
+    def space(self) -> Space:
+        """The space in which a point maximizes the density."""
+
+    @property
+    def integrated(self) -> tuple[str, ...]:
+        """The latents that are integrated out."""
+
+    @property
+    def has_priors(self) -> bool:
+        """Whether the prior of any parameter counts."""
+
+    def in_double(self) -> Density:
+        """Return the same density, computed in float64."""
+
+    def log_density(
+        self,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        batch: Batch | None = None,
+    ) -> Tensor:
+        """Return the log density in constrained space, a scalar."""
+
+    def at(self, x: Tensor, layout: Coordinates, batch: Batch | None = None) -> Tensor:
+        """Return the log density in `space`, a scalar, at a flat vector [d]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +74,15 @@ class TargetDensity:
     problem: Problem
     prior_weights: Mapping[str, float]
     space: Space = "constrained"
+
+    @property
+    def integrated(self) -> tuple[str, ...]:
+        """The latents that are integrated out: none."""
+        return ()
+
+    def in_double(self) -> TargetDensity:
+        """Return the same density, computed in float64."""
+        return replace(self, problem=self.problem.in_double())
 
     @property
     def has_priors(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from probsl.contract import KnowsDensity
+from probsl.contract import KnowsDensity, KnowsErrors
 from probsl.draws.mapped import map_draws
 from probsl.noise.streams import stream_seed
 from probsl.psis import LeaveOneOut, leave_one_out
@@ -87,7 +87,7 @@ def score_fitted_rows(fit: Fit, *, seed: int = 0) -> FittedRows:
             problem.log_likelihood_rows(fit.posterior.point(), fit.posterior.own)
     except ValueError as error:  # the program has no separate rows
         return FittedRows(math.nan, None, str(error))
-    if fit.posterior.is_point:
+    if fit.posterior.is_point or isinstance(fit.posterior, KnowsErrors):
         return FittedRows(_log_score(fit, seed), None)
     local = any(problem.is_local(s) for s in problem.latents)
     if not problem.data.complete or DRAWS * problem.size > _WEIGHED:

@@ -302,13 +302,16 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         probsl.information_criteria(3)
 
 
-def test_a_loaded_fit_has_errors_with_its_data(tmp_path):
+def test_a_loaded_fit_has_the_errors_that_it_was_saved_with(tmp_path):
     case = problem("linear")
     fit = fitted(Pair("MLE", case))
     fit.save(tmp_path / "linear.fit")
     without = probsl.load(tmp_path / "linear.fit", case.program)
-    assert without.summary()["sd"].isna().all()
+    assert without.summary().equals(fit.summary())
+    assert probsl.covariance(without).equals(probsl.covariance(fit))
     with pytest.raises(NoCovarianceError, match="loaded without its data"):
-        probsl.covariance(without)
+        probsl.covariance(without, "sandwich")
     loaded = probsl.load(tmp_path / "linear.fit", case.program, case.data)
     assert loaded.summary().equals(fit.summary())
+    for kind in ("sandwich", "expected"):
+        assert probsl.covariance(loaded, kind).equals(probsl.covariance(fit, kind))
