@@ -12,10 +12,17 @@ from probsl.plots.forest import plot_forest
 from probsl.plots.losses import plot_losses
 from probsl.plots.predictive import plot_predictive
 from probsl.plots.prior_posterior import plot_prior_posterior
+from probsl.plots.profile import plot_profile
 from probsl.plots.shrinkage import plot_shrinkage
 from probsl.scores.held_out import log_score
 from probsl.scores.information import information_criteria
 from probsl.uncertainty.delta import delta
+from probsl.uncertainty.hypotheses import (
+    likelihood_ratio_test,
+    score_test,
+    wald_test,
+)
+from probsl.uncertainty.intervals import confidence_intervals
 from probsl.uncertainty.standard_errors import covariance, standard_errors
 
 __version__ = "0.1.0"
@@ -30,17 +37,22 @@ __all__ = [
     "Status",
     "TrustRegionNewton",
     "compare",
+    "confidence_intervals",
     "covariance",
     "delta",
     "fit",
     "information_criteria",
+    "likelihood_ratio_test",
     "load",
     "log_score",
     "plot_forest",
     "plot_losses",
     "plot_predictive",
     "plot_prior_posterior",
+    "plot_profile",
     "plot_shrinkage",
+    "score_test",
     "standard_errors",
     "to_arviz",
+    "wald_test",
 ]

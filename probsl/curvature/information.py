@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from probsl.program.coordinates import Coordinates
     from probsl.program.target_density import Density
 
-__all__ = ["observed_information", "score_products", "summed_hessian"]
+__all__ = [
+    "SummedHessian",
+    "observed_information",
+    "score_products",
+    "summed_hessian",
+]
 
 
 def observed_information(target: Density, layout: Coordinates, x: Tensor) -> Tensor:
@@ -45,14 +50,32 @@ def observed_information(target: Density, layout: Coordinates, x: Tensor) -> Ten
 
 def summed_hessian(parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     """Return the Hessian [d, d] of a sum of functions at a point [d]."""
-    current: Callable[[Tensor], Tensor] = torch.sum
-    # One object for all parts, because it measures how many rows to compute at once.
-    hessian = Hessian(lambda point: current(point))  # noqa: PLW0108
-    total = x.new_zeros(len(x), len(x))
-    for part in parts:
-        current = part
-        total += hessian(x)
-    return (total + total.T) / 2
+    return SummedHessian()(parts, x)
+
+
+class SummedHessian:
+    """The Hessian of a sum of functions, which remembers how to compute it fastest.
+
+    Attributes
+    ----------
+    current
+        The function whose Hessian is being computed.
+    """
+
+    def __init__(self) -> None:
+        self.current: Callable[[Tensor], Tensor] = torch.sum
+        # One object for all parts, as it measures how many rows to compute at once.
+        self._hessian = Hessian(lambda x: self.current(x))  # noqa: PLW0108
+
+    def __call__(
+        self, parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor
+    ) -> Tensor:
+        """Return the Hessian [d, d] of a sum of functions at a point [d]."""
+        total = x.new_zeros(len(x), len(x))
+        for part in parts:
+            self.current = part
+            total += self._hessian(x)
+        return (total + total.T) / 2
 
 
 def score_products(
