@@ -5,6 +5,7 @@ from probsl.contract import Status
 from probsl.export.inference_data import to_arviz
 from probsl.export.saved import load
 from probsl.fitting import Fit, fit
+from probsl.methods.laplace_approximation import LaplaceApproximation
 from probsl.methods.optimizers import LBFGS, TrustRegionNewton
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
@@ -31,6 +32,7 @@ __all__ = [
     "Comparison",
     "Fit",
     "LBFGS",
+    "LaplaceApproximation",
     "MAP",
     "MLE",
     "SVI",

@@ -32,8 +32,11 @@ from probsl.program.sites import Role
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from probsl.methods.laplace_approximation import LaplaceApproximation
     from probsl.methods.point import MAP, MLE
     from probsl.program.problem import Problem
+
+    PointMethod = MLE | MAP | LaplaceApproximation
 
 # Up to this many coordinates L-BFGS is much faster than first-order steps, and the
 # thirty vectors that it stores fit easily in memory.
@@ -42,7 +45,7 @@ _EXACT_LIMIT = 100_000
 _TOGETHER = 1_000_000
 
 
-def search_point(objective: Objective, method: MLE | MAP, run: Run) -> Outcome:
+def search_point(objective: Objective, method: PointMethod, run: Run) -> Outcome:
     """Minimize an objective by the options of a method."""
     several = _search_all(objective, method, run)
     best = several.best
@@ -93,7 +96,7 @@ def _refuse_parts(problem: Problem, integrated: tuple[str, ...], run: Run) -> No
             )
 
 
-def _search_all(objective: Objective, method: MLE | MAP, run: Run) -> Several:
+def _search_all(objective: Objective, method: PointMethod, run: Run) -> Several:
     problem, size = objective.problem, objective.layout.size
     if objective.target.integrated:
         _refuse_parts(problem, objective.target.integrated, run)
@@ -136,7 +139,7 @@ def _search_all(objective: Objective, method: MLE | MAP, run: Run) -> Several:
 
 
 def _optimizer(
-    objective: Objective, method: MLE | MAP, run: Run
+    objective: Objective, method: PointMethod, run: Run
 ) -> DeterministicOptimizer | None:
     """Return the deterministic optimizer to use, or None for first-order steps.
 
@@ -166,7 +169,7 @@ def _search(
     objective: Objective,
     start: Tensor,
     optimizer: DeterministicOptimizer,
-    method: MLE | MAP,
+    method: PointMethod,
     run: Run,
 ) -> Found:
     with watching(run, objective.size, method.max_steps) as callback:
