@@ -2,6 +2,7 @@
 
 from probsl.comparison import Comparison, compare
 from probsl.contract import Status
+from probsl.diagnostics.findings import diagnose
 from probsl.export.inference_data import to_arviz
 from probsl.export.saved import load
 from probsl.fitting import Fit, fit
@@ -42,6 +43,7 @@ __all__ = [
     "confidence_intervals",
     "covariance",
     "delta",
+    "diagnose",
     "fit",
     "information_criteria",
     "likelihood_ratio_test",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from probsl.methods.point import MAP, MLE
     from probsl.program.problem import Problem
 
-    PointMethod = MLE | MAP | LaplaceApproximation
+    PointMethod: TypeAlias = MLE | MAP | LaplaceApproximation
 
 # Up to this many coordinates L-BFGS is much faster than first-order steps, and the
 # thirty vectors that it stores fit easily in memory.

@@ -1,0 +1,1 @@
+"""What is wrong with a fit, and what to do about it."""
