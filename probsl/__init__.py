@@ -8,6 +8,7 @@ from probsl.export.saved import load
 from probsl.fitting import Fit, fit
 from probsl.methods.laplace_approximation import LaplaceApproximation
 from probsl.methods.optimizers import LBFGS, TrustRegionNewton
+from probsl.methods.per_site import Fixed, PerSite
 from probsl.methods.point import MAP, MLE
 from probsl.methods.variational import SVI
 from probsl.plots.forest import plot_forest
@@ -32,10 +33,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Fit",
+    "Fixed",
     "LBFGS",
     "LaplaceApproximation",
     "MAP",
     "MLE",
+    "PerSite",
     "SVI",
     "Status",
     "TrustRegionNewton",

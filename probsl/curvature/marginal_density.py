@@ -69,10 +69,13 @@ class MarginalDensity:
         The density of data and all latents.
     integrated
         The latents that are integrated out.
+    held
+        Latent -> value of those that are held still.
     """
 
     joint: TargetDensity
     integrated: tuple[str, ...]
+    held: Mapping[str, Tensor] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,18 +97,19 @@ class MarginalDensity:
     def has_priors(self) -> bool:
         """Whether the prior of any parameter counts, which is not integrated out."""
         sites = (s for s in self.problem.latents if not s.auxiliary)
-        others = (s.name for s in sites if s.name not in self.integrated)
+        out = {*self.integrated, *self.held}
+        others = (s.name for s in sites if s.name not in out)
         return any(self.prior_weights.get(name, 1.0) != 0 for name in others)
 
     def in_double(self) -> MarginalDensity:
         """Return the same density, computed in float64."""
-        return MarginalDensity(self.joint.in_double(), self.integrated)
+        return MarginalDensity(self.joint.in_double(), self.integrated, self.held)
 
     @cached_property
     def layout(self) -> Coordinates:
         """The layout of the latents that are not integrated out, and own parameters."""
         names = [s.name for s in self.problem.latents if s.name not in self.integrated]
-        return self.problem.coordinates(names)
+        return self.problem.coordinates(names, self.held)
 
     def log_density(
         self,
@@ -225,13 +229,13 @@ class MarginalDensity:
     @cached_property
     def effects(self) -> Coordinates:
         """The layout of the effects alone."""
-        full = self.problem.coordinates()
+        full = self.problem.coordinates(held=self.held)
         return type(full)(e for e in full.entries if e.name in self.integrated)
 
     @cached_property
     def _order(self) -> Tensor:
         """The place in ``[phi, u]`` of each coordinate of the full flat vector."""
-        full = self.problem.coordinates()
+        full = self.problem.coordinates(held=self.held)
         counts = [0, self.layout.size]
         places = []
         for entry, size in zip(full.entries, full.sizes, strict=True):
@@ -256,7 +260,7 @@ class MarginalDensity:
 
     def start_of_effects(self) -> Tensor:
         """Return the problem's place for the effects, unconstrained, [q]."""
-        full = self.problem.coordinates()
+        full = self.problem.coordinates(held=self.held)
         center = self.problem.center(full).double()
         kept = [entry.name in self.integrated for entry in full.entries]
         parts = zip(center.split(full.sizes), kept, strict=True)
@@ -265,11 +269,13 @@ class MarginalDensity:
     def log_joint(self, phi: Tensor, u: Tensor) -> Tensor:
         """Return the log density with the effects in unconstrained space."""
         flat = torch.cat([phi, u])[self._order]
-        values: dict[str, Tensor] = {}
+        values = {name: value.to(flat) for name, value in self.held.items()}
         jacobian = flat.new_zeros(())
         same = torch.get_default_dtype() == torch.float64
         with nullcontext() if same else self._double.problem.isolated():
-            for entry, part in self._double.problem.coordinates().split(flat):
+            for entry, part in self._double.problem.coordinates(held=self.held).split(
+                flat
+            ):
                 value = entry.transform(part)
                 values[entry.name] = value
                 unconstrained = self.space == "unconstrained"

@@ -78,7 +78,12 @@ def point_errors(
     sd = {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
     withheld = covariance.withheld_elements()
     none: dict[str, list[str]] = {}
+    for name in covariance.layout.held:
+        sd[name] = torch.full_like(sd[name], torch.nan)
+        none.setdefault("held still", []).append(name)
     for name, error in sd.items():
+        if name in covariance.layout.held:
+            continue
         missing = withheld.get(name, {})
         for reason, elements in missing.items():
             sd[name] = sd[name].masked_fill(elements, torch.nan)

@@ -69,6 +69,11 @@ def encoded_posterior(fit: Fit) -> dict[str, Any]:
             "have a form in a file; save its draws, fit.draw(1000), instead"
         )
     target = posterior.target
+    if isinstance(posterior, PointPosterior) and posterior.objective.layout.held:
+        raise TypeError(
+            "a fit with sites that are held still cannot be saved; save its point, "
+            "fit.point(), instead"
+        )
     value: dict[str, Any] = {
         "values": posterior.point(),
         "own": posterior.own,

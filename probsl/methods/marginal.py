@@ -14,6 +14,8 @@ from probsl.methods.objective import Objective
 from probsl.program.supports import core
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from probsl.methods.objective import Value
@@ -30,7 +32,11 @@ _SHIFTS = (8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 _FEW = SearchOptions(1e-3, 100, 0)
 
 
-def marginal_objective(target: TargetDensity, integrated: tuple[str, ...]) -> Objective:
+def marginal_objective(
+    target: TargetDensity,
+    integrated: tuple[str, ...],
+    held: Mapping[str, Tensor] | None = None,
+) -> Objective:
     """Return the negative log marginal density per row.
 
     Parameters
@@ -39,8 +45,10 @@ def marginal_objective(target: TargetDensity, integrated: tuple[str, ...]) -> Ob
         The density of data and latents, without the priors of parameters.
     integrated
         The latents to integrate out.
+    held
+        Latent -> value of those that are held still.
     """
-    density = MarginalDensity(target, integrated)
+    density = MarginalDensity(target, integrated, held or {})
     size = target.problem.information
 
     def value(x: Tensor, batch: Batch | None = None) -> Tensor:

@@ -89,7 +89,9 @@ def point_objective(target: TargetDensity, layout: Coordinates) -> Objective:
     penalties = {
         s.name: s.l1
         for s in problem.latents
-        if s.l1 is not None and target.prior_weights.get(s.name, 1.0) > 0
+        if s.l1 is not None
+        and s.name not in layout.held
+        and target.prior_weights.get(s.name, 1.0) > 0
     }
     if not penalties:
         return Objective(target, layout, size, value)

@@ -254,7 +254,11 @@ class BoundProgram:
             return density
         return self.batch().weight(density, plate.dim)
 
-    def coordinates(self, names: Sequence[str] | None = None) -> Coordinates:
+    def coordinates(
+        self,
+        names: Sequence[str] | None = None,
+        held: Mapping[str, Tensor] | None = None,
+    ) -> Coordinates:
         """Return the layout of latents and own parameters in one flat vector.
 
         Parameters
@@ -262,11 +266,18 @@ class BoundProgram:
         names
             The latents to lay out; all of them by default. The program's own
             parameters always follow, unconstrained, under their names.
+        held
+            Latent -> value of those that are held still, and not laid out.
         """
-        chosen = [s for s in self.latents if names is None or s.name in names]
+        held = held or {}
+        chosen = [
+            s
+            for s in self.latents
+            if (names is None or s.name in names) and s.name not in held
+        ]
         entries = [Entry(s.name, bijection(s.support), s.shape) for s in chosen]
         own = [Entry(p.name, _IDENTITY, p.start.shape) for p in self.own_parameters]
-        return Coordinates([*entries, *own])
+        return Coordinates([*entries, *own], held)
 
     def feasible_values(self) -> dict[str, Tensor]:
         """Return the problem's place, a value inside the support of every latent."""

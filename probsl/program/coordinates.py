@@ -44,6 +44,9 @@ class Coordinates:
     ----------
     entries
         The contents of the vector, in order.
+    held
+        Name -> constrained value of what is not in the vector, but held still: it is
+        among the constrained values.
 
     Examples
     --------
@@ -56,8 +59,11 @@ class Coordinates:
     {'scale': tensor([1., 1.])}
     """
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], held: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.entries = tuple(entries)
+        self.held = dict(held or {})
         self.sizes = [e.flat_shape.numel() for e in self.entries]
         self.size = sum(self.sizes)
 
@@ -72,7 +78,8 @@ class Coordinates:
 
     def constrain(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name -> constrained value."""
-        return {entry.name: entry.transform(part) for entry, part in self.split(flat)}
+        values = {entry.name: entry.transform(part) for entry, part in self.split(flat)}
+        return {**values, **self._held_as(flat)}
 
     def constrain_draws(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name -> constrained values of draws, ``[n, ...]``, from ``[n, size]``.
@@ -80,10 +87,12 @@ class Coordinates:
         Every transform is applied to all draws at once.
         """
         parts = zip(self.entries, flat.split(self.sizes, dim=1), strict=True)
-        return {
+        values = {
             entry.name: entry.transform(part.reshape(len(flat), *entry.flat_shape))
             for entry, part in parts
         }
+        held = self._held_as(flat)
+        return {**values, **{n: v.expand(len(flat), *v.shape) for n, v in held.items()}}
 
     def constrain_with_jacobian(
         self, flat: Tensor, weight: Callable[[str, Tensor], Tensor] | None = None
@@ -97,13 +106,16 @@ class Coordinates:
         weight
             Weights an entry's log determinants, given its name and their values.
         """
-        values, total = {}, flat.new_zeros(())
+        values, total = self._held_as(flat), flat.new_zeros(())
         for entry, part in self.split(flat):
             value = entry.transform(part)
             values[entry.name] = value
             term = entry.transform.log_abs_det_jacobian(part, value)
             total = total + (weight(entry.name, term) if weight else term).sum()
         return values, total
+
+    def _held_as(self, flat: Tensor) -> dict[str, Tensor]:
+        return {name: value.to(flat) for name, value in self.held.items()}
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the flat vector of constrained `values`."""
