@@ -25,6 +25,8 @@ from probsl.uncertainty.hypotheses import (
     score_test,
     wald_test,
 )
+from probsl.uncertainty.influence import influence
+from probsl.uncertainty.integration import check_integration
 from probsl.uncertainty.intervals import confidence_intervals
 from probsl.uncertainty.standard_errors import covariance, standard_errors
 
@@ -42,12 +44,14 @@ __all__ = [
     "SVI",
     "Status",
     "TrustRegionNewton",
+    "check_integration",
     "compare",
     "confidence_intervals",
     "covariance",
     "delta",
     "diagnose",
     "fit",
+    "influence",
     "information_criteria",
     "likelihood_ratio_test",
     "load",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import textwrap
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +21,7 @@ from probsl.contract import (
     Status,
 )
 from probsl.data.data_options import DataOptions
-from probsl.draws.criteria import criteria
+from probsl.draws.criteria import criteria_facts
 from probsl.draws.expected import (
     Expected,
     expected_table,
@@ -44,8 +43,7 @@ from probsl.options import (
     whole_number,
 )
 from probsl.program.batch_checks import check_batches, own_batches
-from probsl.program.binding import bound_problem, complete_data
-from probsl.program.places import Place
+from probsl.program.binding import bound_problem, complete_data, first_place
 from probsl.program.problem import Problem
 from probsl.program.saved_problem import SavedProblem
 from probsl.progress import phase, progress_shown
@@ -53,7 +51,7 @@ from probsl.tables import ROWS, WIDTH, number, parameters
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
 
@@ -499,7 +497,9 @@ class Fit:
         if self.problem.data.complete:  # otherwise all rows would be read again
             fitted = self.log_likelihood()
             facts.append(f"log likelihood {number(fitted)}")
-            facts += _criteria(self, fitted)
+            if isinstance(posterior, KnowsErrors) and not posterior.target.has_priors:
+                count = self.problem.count
+                facts += criteria_facts(fitted, posterior.estimated(), count)
         facts.append(f"{self.steps:,} steps in {self.seconds:.2f} s")
         if isinstance(posterior, KnowsErrors):
             sentence = posterior.errors().sentence
@@ -630,7 +630,7 @@ def fit(
     data, weights = complete.data, complete.weights
     options = DataOptions(rows, weights, batch_size, total, dtype, device)
     with progress_shown(progress), phase("running the program once"):
-        problem = bound_problem(program, data, options, _first_place(method))
+        problem = bound_problem(program, data, options, first_place(method))
         if dims or coords or not isinstance(program, Problem):
             problem = problem.named(dims, coords)
     batch_size = batch_size or problem.data.batch_size or problem.own_batch_size
@@ -660,23 +660,3 @@ def fit(
         compiled_from=outcome.compiled_from,
         basins=outcome.basins,
     )
-
-
-def _criteria(fit: Fit, log_likelihood: float) -> list[str]:
-    """Return AIC and BIC of a maximum-likelihood fit, for people to read."""
-    posterior = fit.posterior
-    if not isinstance(posterior, KnowsErrors) or posterior.target.has_priors:
-        return []
-    estimated = posterior.estimated()
-    if estimated is None:
-        return []
-    found = criteria(log_likelihood, estimated, fit.problem.count)
-    return [f"{name} {number(found[name])}" for name in ("AIC", "BIC")]
-
-
-def _first_place(method: Any) -> Place:
-    """Return the values of the latents in the program's first run, from `start`."""
-    start = getattr(method, "start", None)
-    if isinstance(start, Fit):
-        start = start.point()
-    return Place(given=dict(start) if isinstance(start, Mapping) else {})

@@ -35,6 +35,8 @@ class LinearRegression:
         the scale of each row.
     weights
         The weights of the rows, shape ``[rows]``.
+    residuals
+        The observed values less their means, over the scale of each row.
 
     Attributes
     ----------
@@ -42,9 +44,10 @@ class LinearRegression:
         The coordinates that the means depend on, shape ``[d]``.
     """
 
-    def __init__(self, design: Tensor, weights: Tensor) -> None:
+    def __init__(self, design: Tensor, weights: Tensor, residuals: Tensor) -> None:
         self.design = design
         self.weights = weights
+        self.residuals = residuals
         self.columns = (design != 0).any(0)
 
     @property
@@ -85,7 +88,7 @@ def linear_regression(
         _refuse("its rows are not all in memory")
     (name,) = observed
 
-    def parameters(point: Tensor) -> tuple[Tensor, Tensor]:
+    def parameters(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values = layout.constrain(point)
         scoring = Scoring(values, {s.name for s in problem.sites})
         with scoring:
@@ -94,11 +97,11 @@ def linear_regression(
         value = scoring.messages[name]["value"]
         if not isinstance(fn, torch.distributions.Normal) or value.dim() != 1:
             _refuse(f"site '{name}' is not Normal with one value per row")
-        return fn.loc.expand(value.shape), fn.scale.expand(value.shape)
+        return fn.loc.expand(value.shape), fn.scale.expand(value.shape), value
 
     with problem.isolated(), torch.enable_grad():
         point = x.detach().requires_grad_()
-        loc, scale = parameters(point)
+        loc, scale, value = parameters(point)
         design = jacobian(loc, point)
         columns = (design != 0).any(0)
         if (jacobian(scale, point)[:, columns] != 0).any():
@@ -111,7 +114,9 @@ def linear_regression(
     weights = problem.data.held_weights
     if weights is None:
         weights = torch.ones_like(loc)
-    return LinearRegression(design / scale.detach()[:, None], weights.detach())
+    scale = scale.detach()
+    residuals = (value - loc).detach() / scale
+    return LinearRegression(design / scale[:, None], weights.detach(), residuals)
 
 
 def corrected_products(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["criteria"]
+from probsl.tables import number
+
+__all__ = ["criteria", "criteria_facts"]
 
 
 def criteria(log_likelihood: float, parameters: int, rows: float) -> dict[str, float]:
@@ -39,3 +41,13 @@ def criteria(log_likelihood: float, parameters: int, rows: float) -> dict[str, f
         "AICc": aic + extra,
         "BIC": deviance + parameters * math.log(rows),
     }
+
+
+def criteria_facts(
+    log_likelihood: float, parameters: int | None, rows: float
+) -> list[str]:
+    """Return AIC and BIC for people to read; none without a maximum."""
+    if parameters is None:
+        return []
+    found = criteria(log_likelihood, parameters, rows)
+    return [f"{name} {number(found[name])}" for name in ("AIC", "BIC")]

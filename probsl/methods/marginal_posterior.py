@@ -13,6 +13,8 @@ from probsl.isolation.calls import undisturbed
 from probsl.noise.streams import stream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from probsl.curvature.effect_blocks import Blocks
     from probsl.curvature.marginal_density import MarginalDensity
     from probsl.curvature.point_covariance import CovarianceKind, PointCovariance
@@ -60,18 +62,33 @@ class MarginalPosterior:
 
         They are Normal in unconstrained space, about the conditional mode.
         """
-        u, factor, blocks = self._conditional
-        shape = (*blocks.index.shape, count)
+        u, scaled = self.whitened()
         noise = torch.randn(
-            shape, generator=stream(seed, "posterior"), dtype=u.dtype, device="cpu"
+            (count, len(u)),
+            generator=stream(seed, "posterior"),
+            dtype=u.dtype,
+            device="cpu",
         )
-        # The covariance is the inverse of L L', of which inv(L') is a root.
-        moved = torch.linalg.solve_triangular(factor.mT, noise.to(u.device), upper=True)
-        draws = u.expand(count, -1).clone()
-        places = blocks.index[blocks.present]
-        draws[:, places] += moved[blocks.present].T
+        draws = torch.stack([u + scaled(each) for each in noise.to(u.device)])
         parameters = self.parameters.draw(count, seed)
         return self._in_order({**parameters, **self.density.constrained(draws)})
+
+    def whitened(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the effects' mode [q], and a root of their covariance as a function.
+
+        It maps standard Normal noise [q] to deviations from the mode with their
+        covariance, the inverse of the negative Hessian L L' of the log density.
+        """
+        u, factor, blocks = self._conditional
+
+        def scaled(noise: Tensor) -> Tensor:
+            parts = torch.where(blocks.present, noise[blocks.index], 0.0)
+            moved = torch.linalg.solve_triangular(
+                factor.mT, parts[..., None], upper=True
+            )
+            return blocks.scatter(moved[..., 0], len(u))
+
+        return u, scaled
 
     def representative_draws(self, count: int) -> dict[str, Tensor]:
         """Return `count` draws of a fixed seed."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from probsl.data.missing import CompleteRows, complete_rows
 from probsl.program.dry_run import check_program
+from probsl.program.places import Place
 from probsl.program.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from probsl.data.data_options import DataOptions
-    from probsl.program.places import Place
 
-__all__ = ["bound_problem", "complete_data"]
+__all__ = ["bound_problem", "complete_data", "first_place"]
 
 
 def complete_data(
@@ -63,3 +64,11 @@ def bound_problem(
         )
     weights = options.weights
     return program if weights is None else program.reweighted(weights)
+
+
+def first_place(method: Any) -> Place:
+    """Return the values of the latents in the program's first run, from `start`."""
+    start = getattr(method, "start", None)
+    point = getattr(start, "point", None)  # of another fit
+    given = point() if callable(point) else start
+    return Place(given=dict(given) if isinstance(given, Mapping) else {})

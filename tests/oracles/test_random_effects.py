@@ -298,6 +298,25 @@ def test_a_poisson_likelihood_is_that_of_quadrature():
         logs -= sum(math.lgamma(v + 1) for v in mine)
         total += np.log((weights * np.exp(logs)).sum() / math.sqrt(2 * math.pi))
     assert_allclose(fit.log_likelihood(), total, rtol=1e-3)
+    check = probsl.check_integration(fit, draws=2000)
+    assert check.good_enough
+    assert check.laplace == pytest.approx(fit.log_likelihood())
+    # The Monte Carlo error is below what Laplace misses of the integral.
+    assert abs(check.sampled - total) < 5 * check.error
+    assert 4 * check.error < abs(check.laplace - total)
+    assert "Laplace's approximation is good enough" in str(check)
+
+
+def test_a_normal_model_needs_no_check_and_a_plain_fit_has_none():
+    check = probsl.check_integration(fitted("sleepstudy"), draws=100)
+    assert check.sampled == pytest.approx(check.laplace, abs=1e-8)
+    assert check.effective_draws == pytest.approx(100)
+    data = {n: tensor(v) for n, v in SCHOOLS.items()}
+    fit = probsl.fit(schools, data, probsl.MLE(integrate=()))
+    with pytest.raises(ValueError, match="nothing was integrated out"):
+        probsl.check_integration(fit)
+    with pytest.raises(NoCovarianceError, match="not independent given"):
+        probsl.influence(fitted("dyestuff"))
 
 
 def nested(school, child, y=None):

@@ -234,3 +234,28 @@ def test_expected_errors_of_a_line_are_the_certified_ones():
     found = probsl.standard_errors(fit, "expected")[["b[0]", "b[1]"]]
     rows = len(case["y"])
     assert_allclose(found * math.sqrt(rows / case["dof"]), case["std"], rtol=1e-9)
+
+
+def test_leverage_and_distances_are_those_of_statsmodels():
+    table, case = probsl.influence(fitted("ols longley")), CASES["ols longley"]
+    assert_allclose(table["leverage"], case["leverage"], rtol=1e-6)
+    assert_allclose(table["cooks_distance"], case["cooks_distance"], rtol=1e-5)
+
+
+def test_distances_are_those_of_fits_without_the_row():
+    """To one Newton step, which is near where rows are many."""
+    rng = np.random.default_rng(0)
+    x = np.stack([np.ones(150), *rng.normal(size=(2, 150))], 1)
+    y = rng.poisson(np.exp(0.5 + 0.3 * x[:, 1])).astype(float)
+    fit = probsl.fit(poisson, {"x": x, "y": y}, probsl.MLE())
+    table = probsl.influence(fit)
+    assert list(table.columns) == ["cooks_distance"]
+    information = np.linalg.inv(probsl.covariance(fit).to_numpy())
+    point = fit.point()["b"].numpy()
+    for row in table["cooks_distance"].nlargest(10).index:
+        weights = np.ones(150)
+        weights[row] = 0.0
+        other = probsl.fit(fit.problem, None, probsl.MLE(), weights=weights)
+        moved = other.point()["b"].numpy() - point
+        expected = moved @ information @ moved / 3
+        assert_allclose(table["cooks_distance"][row], expected, rtol=0.25)
