@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from programs import problem
 from pyro.distributions import constraints
 from references import cases
+from test_random_effects import fitted as mixed
 from test_random_effects import flat, normal_case, positive
 
 import probsl
@@ -25,12 +26,6 @@ mpl.use("Agg")
 CASES = cases("mixed/mixed.json")
 
 pytestmark = pytest.mark.usefixtures("float64_default")
-
-
-@functools.cache
-def mixed(name):
-    program, data = normal_case(name)
-    return probsl.fit(program, data, probsl.MLE())
 
 
 def generalized(x, y=None, *, family):
