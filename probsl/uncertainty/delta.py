@@ -16,7 +16,7 @@ from probsl.draws.summary import COLUMNS, check_probability, summarize
 from probsl.isolation.calls import undisturbed
 from probsl.noise.standardized import representative_count
 from probsl.program.coordinates import element_labels
-from probsl.uncertainty.points import check_fit, covariance_of
+from probsl.uncertainty.points import check_fit, covariance_of, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,9 @@ def delta(
     shapes: dict[str, torch.Size] = {}
 
     def flat(sites: dict[str, Tensor]) -> Tensor:
-        values = _named(function(sites), name if name.isidentifier() else _VALUE)
+        values = _named(
+            value_of(function, sites), name if name.isidentifier() else _VALUE
+        )
         shapes.update({n: v.shape for n, v in values.items()})
         return torch.cat([v.reshape(-1).double() for v in values.values()])
 

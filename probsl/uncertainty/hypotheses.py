@@ -19,7 +19,12 @@ from probsl.options import several_names
 from probsl.scores.information import information_criteria
 from probsl.uncertainty.constrained import ConstrainedMaximum
 from probsl.uncertainty.intervals import chosen_labels, elements_of
-from probsl.uncertainty.points import check_fit, covariance_of, point_of
+from probsl.uncertainty.points import (
+    check_fit,
+    covariance_of,
+    point_of,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,7 +286,7 @@ def _distance(
 
         def of_sites(x: Tensor) -> Tensor:
             sites = reported(known.problem, known.layout.constrain(x), ())
-            value = function(sites)
+            value = value_of(function, sites)
             if not torch.is_tensor(value):
                 raise TypeError(
                     "the hypothesis must return a tensor that is zero if it is true, "

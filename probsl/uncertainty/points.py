@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
 from probsl.contract import KnowsErrors
 from probsl.fitting import Fit
+from probsl.options import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from probsl.curvature.point_covariance import CovarianceKind, PointCovariance
 
-__all__ = ["check_fit", "covariance_of", "point_of"]
+__all__ = ["Sites", "check_fit", "covariance_of", "point_of", "value_of"]
 
 
 def check_fit(fit: Any, name: str = "fit") -> Fit:
@@ -87,3 +90,29 @@ def _numbered(clusters: Any, rows: int) -> Tensor:
         labels = np.asarray(texts)
     _, numbers = np.unique(labels, return_inverse=True)
     return torch.from_numpy(numbers.reshape(-1))
+
+
+class Sites(dict[str, "Tensor"]):
+    """Site -> value, as a user's function receives them."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        known = ", ".join(self)
+        raise KeyError(
+            f"the function asks for site '{name}', and the fit has {known}"
+            f"{did_you_mean(str(name), self)}"
+        )
+
+
+def value_of(function: Callable[[dict[str, Tensor]], Any], sites: Any) -> Any:
+    """Return the value of a user's function of the sites.
+
+    Its errors are its own, with a note that it must compute with torch.
+    """
+    try:
+        return function(Sites(sites))
+    except RuntimeError as error:
+        error.add_note(
+            "probsl: the function is differentiated, so it must compute with torch, "
+            "such as torch.exp in the place of numpy.exp"
+        )
+        raise

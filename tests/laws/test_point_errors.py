@@ -296,6 +296,11 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         probsl.covariance(fitted(Pair("MLE", problem("logistic"))), "HC3")
     with pytest.raises(TypeError, match="must return a tensor"):
         probsl.delta(fit, lambda sites: sites["sigma"].tolist())
+    with pytest.raises(KeyError, match="asks for site 'v', and the fit has w, sigma"):
+        probsl.delta(fit, lambda sites: sites["v"])
+    with pytest.raises(RuntimeError, match="numpy") as raised:
+        probsl.delta(fit, lambda sites: sites["w"].numpy())
+    assert "must compute with torch" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match="with priors"):
         probsl.information_criteria(fitted(Pair("MAP", problem("linear"))))
     with pytest.raises(TypeError, match="'fit' must be"):
