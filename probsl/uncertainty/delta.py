@@ -93,9 +93,8 @@ def delta(
     shapes: dict[str, torch.Size] = {}
 
     def flat(sites: dict[str, Tensor]) -> Tensor:
-        values = _named(
-            value_of(function, sites), name if name.isidentifier() else _VALUE
-        )
+        label = name if name.isidentifier() else _VALUE
+        values = _named(value_of(function, sites), label)
         shapes.update({n: v.shape for n, v in values.items()})
         return torch.cat([v.reshape(-1).double() for v in values.values()])
 
