@@ -71,6 +71,10 @@ def remember_errors(posterior: PointPosterior, saved: Mapping[str, Any]) -> None
         If they are those of other parameters.
     """
     problem, layout = posterior.target.problem, posterior.objective.layout
+    values = {**posterior.values, **posterior.own}
+    for entry in layout.entries:
+        if entry.name not in values or values[entry.name].shape != entry.shape:
+            raise ValueError(f"the file does not hold a value of '{entry.name}'")
     device = problem.device
     parts = {n: v.to(device) for n, v in saved.items() if isinstance(v, Tensor)}
     if len(parts["scale"]) != layout.size:
